@@ -1,0 +1,187 @@
+//! Publishing: [`Producer`] takes events, [`Ticket`]s tell when they are durable.
+//!
+//! Owns: the public face and its settings. Never: sequences or streams (`partition`, `driver`).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::error::SendError;
+use crate::record::{Ack, Acks, Compression, Record};
+
+/// Settings of a [`Producer`]; from [`Client::producer`].
+#[derive(Clone, Debug)]
+pub struct ProducerBuilder {
+    client: Client,
+    settings: Settings,
+}
+
+/// What a producer was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) topic: String,
+    pub(crate) linger: Duration,
+    pub(crate) batch_bytes_max: usize,
+    pub(crate) unacked_bytes_max: usize,
+    pub(crate) compression: Compression,
+    pub(crate) acks: Acks,
+    pub(crate) idempotent: bool,
+    pub(crate) request_timeout: Duration,
+    pub(crate) delivery_timeout: Duration,
+    pub(crate) partition: Option<u32>,
+}
+
+impl ProducerBuilder {
+    pub(crate) fn new(client: Client, topic: String) -> Self {
+        let settings = Settings {
+            topic,
+            linger: Duration::ZERO,
+            batch_bytes_max: 1 << 20,
+            unacked_bytes_max: 32 << 20,
+            compression: Compression::None,
+            acks: Acks::QuorumFsync,
+            idempotent: true,
+            request_timeout: Duration::from_secs(10),
+            delivery_timeout: Duration::from_secs(30),
+            partition: None,
+        };
+        Self { client, settings }
+    }
+
+    /// How long an event may wait for company. Default: zero, which sends as soon as the partition has nothing in flight; what
+    /// arrives meanwhile goes together.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.settings.linger = linger;
+        self
+    }
+
+    /// About how large a batch may grow, in bytes before compression. Default: 1 MiB; at most 4 MiB less a little.
+    pub fn batch_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.batch_bytes_max = bytes;
+        self
+    }
+
+    /// Bytes admitted and not yet acknowledged before `send` waits. Default: 32 MiB.
+    pub fn unacked_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.unacked_bytes_max = bytes;
+        self
+    }
+
+    /// The codec of batches. Default: none.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.settings.compression = compression;
+        self
+    }
+
+    /// How durable an event must be before its ticket resolves. Default: [`Acks::QuorumFsync`].
+    pub fn acks(mut self, acks: Acks) -> Self {
+        self.settings.acks = acks;
+        self
+    }
+
+    /// Whether the broker recognises batches that are sent twice. Default: true. Without it, a batch whose outcome is unknown
+    /// is not sent again but fails, and only one batch of a partition is in flight at a time, so that order is kept.
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.settings.idempotent = idempotent;
+        self
+    }
+
+    /// How long one try of a batch may take before it is tried again. Default: 10 s.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.request_timeout = timeout;
+        self
+    }
+
+    /// How long an event may take from `send` to its acknowledgement, retries included. Default: 30 s.
+    pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.delivery_timeout = timeout;
+        self
+    }
+
+    /// Sends every event to this partition, whatever its key. Default: by key, else spread.
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.settings.partition = Some(partition);
+        self
+    }
+
+    /// The producer. It connects when it has something to send.
+    pub fn build(self) -> Producer {
+        todo!("{:?} {:?}", self.client, self.settings)
+    }
+}
+
+/// Publishes events to one topic. Cheap to clone; clones share batches and the bound on unacknowledged bytes.
+///
+/// Events of one partition are written in the order in which `send` admitted them. Dropping the last clone sends what was
+/// admitted, in the background; [`Producer::close`] waits for it.
+///
+/// ```no_run
+/// # async fn run(client: highwater_client::Client) -> Result<(), highwater_client::SendError> {
+/// let producer = client.producer("orders").build();
+/// let ticket = producer.send(("customer-7", "order placed")).await?; // admitted
+/// let ack = ticket.await?; // durable
+/// println!("partition {} offset {}", ack.partition, ack.offset);
+/// producer.close().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Producer {}
+
+impl Producer {
+    /// Admits an event; waits while the bytes bound is reached. The ticket resolves when it is acknowledged or has failed.
+    pub async fn send(&self, record: impl Into<Record>) -> Result<Ticket, SendError> {
+        todo!("{:?}", record.into())
+    }
+
+    /// The same, to this partition whatever the key says.
+    pub async fn send_to_partition(
+        &self,
+        partition: u32,
+        record: impl Into<Record>,
+    ) -> Result<Ticket, SendError> {
+        self.send(record.into().with_partition(partition)).await
+    }
+
+    /// Admits an event without waiting: [`SendError::Full`] when the bound is reached (or the topic is not known yet: the
+    /// first event goes through `send`).
+    pub fn try_send(&self, record: impl Into<Record>) -> Result<Ticket, SendError> {
+        todo!("{:?}", record.into())
+    }
+
+    /// Waits until everything admitted so far is acknowledged or has failed. Fails with the first failure since the last
+    /// flush, also of events whose tickets were dropped.
+    pub async fn flush(&self) -> Result<(), SendError> {
+        todo!()
+    }
+
+    /// Admits no more events and flushes.
+    pub async fn close(&self) -> Result<(), SendError> {
+        todo!()
+    }
+
+    /// Bytes admitted and not yet acknowledged.
+    pub fn unacked_bytes(&self) -> usize {
+        todo!()
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        todo!()
+    }
+}
+
+/// The promise of an [`Ack`]: a future that resolves when the event is acknowledged or has failed, within the delivery
+/// timeout. Dropping it does not take the event back.
+#[derive(Debug)]
+#[must_use = "an event is durable only when its ticket says so (or `flush` does)"]
+pub struct Ticket {}
+
+impl Future for Ticket {
+    type Output = Result<Ack, SendError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        todo!("{context:?}")
+    }
+}

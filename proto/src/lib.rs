@@ -3,6 +3,10 @@
 //! Owns: `protos/`, the generated code, the batch codec (Kafka's record batch, magic 2), the partitioner. Never: sockets,
 //! files, Raft, or anything of the broker's or the client's state.
 
+pub mod batch;
+mod convert;
+pub mod partitioner;
+
 /// The generated code refers to other packages by relative path, so the modules nest as the packages do.
 #[allow(
     missing_docs,

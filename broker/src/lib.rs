@@ -3,6 +3,7 @@
 //! Layers, each naming only those to its right: `rpc -> cluster -> replica -> storage`.
 
 pub mod cluster;
+pub mod config;
 pub mod env;
 pub mod error;
 pub mod metrics;

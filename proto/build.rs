@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "highwater/v1/cluster.proto",
         "highwater/internal/v1/raft.proto",
         "highwater/internal/v1/node.proto",
+        "highwater/internal/v1/replica.proto",
     ];
     println!("cargo:rerun-if-changed=protos");
     let descriptors = protox::compile(protos, ["protos"])?;

@@ -85,13 +85,17 @@ pub enum BrokerError {
         current: i16,
     },
     /// The partition knows nothing (any more) of the producer, whose batch is not its first.
-    #[error("producer {producer_id} is not known here and its batch does not start at sequence 0; ask for a new producer id")]
+    #[error(
+        "producer {producer_id} is not known here and its batch does not start at sequence 0; ask for a new producer id"
+    )]
     UnknownProducer {
         /// The producer.
         producer_id: i64,
     },
     /// The position is not in the log.
-    #[error("offset {offset} is out of range: records {log_start_offset} to {high_watermark} (exclusive) can be read")]
+    #[error(
+        "offset {offset} is out of range: records {log_start_offset} to {high_watermark} (exclusive) can be read"
+    )]
     OffsetOutOfRange {
         /// The offset asked for.
         offset: i64,
@@ -109,7 +113,9 @@ pub enum BrokerError {
         limit: String,
     },
     /// The disk is full: nothing was written; reads go on.
-    #[error("no space left for partition data; free some space or lower retention; reads still work")]
+    #[error(
+        "no space left for partition data; free some space or lower retention; reads still work"
+    )]
     DiskFull,
     /// The replica on this node found damaged data.
     #[error("the replica on this node is quarantined: {why}")]

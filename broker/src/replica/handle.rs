@@ -2,14 +2,20 @@
 //!
 //! Owns: the types the layers above hold. Never: consensus; reading never enters the core.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use highwater_proto::batch::BatchHeader;
+use highwater_proto::batch::{BatchHeader, BatchView};
 use highwater_proto::v1;
-use highwater_storage::StoredEntry;
+use highwater_storage::{LogReader, StorageError, StoredEntry};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
 
+use super::core::{Answer, Follower, ProposalBody, Visible};
+use super::inbox::{Inbox, Input};
 use crate::error::BrokerError;
 
 /// A batch that reached the durability asked for.
@@ -28,15 +34,18 @@ pub struct Appended {
 /// The answer to one append, in the future. Dropping it gives up the answer, not the append.
 #[derive(Debug)]
 pub struct AppendTicket {
-    answer: tokio::sync::oneshot::Receiver<Result<Appended, BrokerError>>,
+    answer: oneshot::Receiver<Result<Answer, BrokerError>>,
 }
 
 impl Future for AppendTicket {
     type Output = Result<Appended, BrokerError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer).poll(context).map(|answer| {
-            answer.unwrap_or(Err(BrokerError::OutcomeUnknown { why: "the replica stopped" }))
+        Pin::new(&mut self.answer).poll(context).map(|answer| match answer {
+            Ok(Ok(Answer::Appended(appended))) => Ok(appended),
+            Ok(Ok(other)) => Err(BrokerError::Internal(format!("{other:?} answers an append"))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(BrokerError::OutcomeUnknown { why: "the replica stopped" }),
         })
     }
 }
@@ -50,7 +59,7 @@ pub struct PartitionStatus {
     pub leader_node: u64,
     /// The leader epoch.
     pub leader_epoch: u64,
-    /// Nodes whose replicas are in sync (leader only).
+    /// Nodes whose replicas hold what was committed a moment ago (leader only). A node that has died since is still in it.
     pub in_sync: Vec<u64>,
     /// Entries each follower still lacks, by node (leader only).
     pub lag_entries: Vec<(u64, u64)>,
@@ -66,9 +75,27 @@ pub struct PartitionStatus {
     pub quarantined: Option<String>,
 }
 
+/// What a worker publishes of one replica.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) group: u64,
+    pub(crate) replica: u64,
+    pub(crate) node: u64,
+    /// Node of each replica.
+    pub(crate) nodes: BTreeMap<u64, u64>,
+    pub(crate) reader: LogReader,
+    pub(crate) visible: watch::Sender<Visible>,
+    /// Refreshed a few times a second.
+    pub(crate) followers: Mutex<Vec<Follower>>,
+    pub(crate) quarantined: Mutex<Option<String>>,
+}
+
 /// A replica on this node, as the layers above see it. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct PartitionHandle {}
+pub struct PartitionHandle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) inbox: Arc<Inbox>,
+}
 
 impl PartitionHandle {
     /// Puts a validated batch into the replica's queue; the order of calls is the order in the log. Fails at once when
@@ -79,59 +106,232 @@ impl PartitionHandle {
         header: &BatchHeader,
         acks: v1::Acks,
     ) -> Result<AppendTicket, BrokerError> {
-        let _ = (batch, header, acks);
-        todo!()
+        self.check_leads()?;
+        let acks = match acks {
+            v1::Acks::Unspecified => v1::Acks::QuorumFsync,
+            acks => acks,
+        };
+        let body = ProposalBody::Batch { batch, header: *header, acks };
+        Ok(AppendTicket { answer: self.propose(body) })
+    }
+
+    /// Proposes a command for the group's state machine; answers with its outcome once it is applied here.
+    pub(crate) async fn command(&self, command: Bytes) -> Result<Bytes, BrokerError> {
+        match self.propose(ProposalBody::Command(command)).await {
+            Ok(Ok(Answer::Applied(outcome))) => Ok(outcome),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn propose(&self, body: ProposalBody) -> oneshot::Receiver<Result<Answer, BrokerError>> {
+        let (sender, answer) = oneshot::channel();
+        self.inbox.push(Input::Propose { group: self.shared.group, body, answer: sender });
+        answer
+    }
+
+    fn check_leads(&self) -> Result<(), BrokerError> {
+        if let Some(why) = self.shared.quarantined.lock().clone() {
+            return Err(BrokerError::Quarantined { why });
+        }
+        let visible = *self.shared.visible.borrow();
+        if visible.is_leader { Ok(()) } else { Err(self.not_leader(&visible)) }
+    }
+
+    fn not_leader(&self, visible: &Visible) -> BrokerError {
+        let leader = self.shared.nodes.get(&visible.leader).copied();
+        BrokerError::NotLeader { leader: leader.filter(|node| *node != self.shared.node) }
+    }
+
+    /// Whether this replica leads.
+    pub fn is_leader(&self) -> bool {
+        self.shared.visible.borrow().is_leader
     }
 
     /// First offset that is not readable yet.
     pub fn high_watermark(&self) -> u64 {
-        todo!()
+        self.shared.visible.borrow().high_watermark
     }
 
     /// First retained offset.
     pub fn log_start_offset(&self) -> u64 {
-        todo!()
+        self.shared.visible.borrow().log_start_offset
     }
 
     /// The leader epoch this replica is in.
     pub fn leader_epoch(&self) -> u64 {
-        todo!()
+        self.shared.visible.borrow().term
     }
 
     /// Waits until the record at `offset` is readable. Fails with `NotLeader` when leadership moves, `OffsetOutOfRange` when
     /// the offset is below the log's start or, on a leader that has committed in its own term, above the log's end.
     pub async fn wait_readable(&self, offset: u64) -> Result<(), BrokerError> {
-        let _ = offset;
-        todo!()
+        let mut visible = self.shared.visible.subscribe();
+        loop {
+            let now = *visible.borrow_and_update();
+            if !now.is_leader {
+                return Err(self.not_leader(&now));
+            }
+            if offset < now.log_start_offset || (now.is_settled && offset > now.log_end_offset) {
+                return Err(out_of_range(i64::try_from(offset).unwrap_or(i64::MAX), &now));
+            }
+            if offset < now.high_watermark {
+                return Ok(());
+            }
+            if visible.changed().await.is_err() {
+                return Err(BrokerError::NotLeader { leader: None });
+            }
+        }
     }
 
     /// Reads whole stored batches from the one that contains `from` on, all below the high watermark, about `bytes_max`
-    /// in all and at least one; none if `from` is not readable yet. Payloads are slices of the mapping, base offset and leader epoch stamped.
+    /// in all and at least one; none if `from` is not readable yet. Payloads are slices of the mapping, base offset and
+    /// leader epoch stamped.
     pub fn read(&self, from: u64, bytes_max: u64) -> Result<Vec<StoredEntry>, BrokerError> {
-        let _ = (from, bytes_max);
-        todo!()
+        let visible = *self.shared.visible.borrow();
+        if !visible.is_leader {
+            return Err(self.not_leader(&visible));
+        }
+        if from >= visible.high_watermark {
+            return Ok(Vec::new());
+        }
+        let asked = i64::try_from(from).unwrap_or(i64::MAX);
+        if from < visible.log_start_offset {
+            return Err(out_of_range(asked, &visible));
+        }
+        match self.shared.reader.read_offsets(from, visible.high_watermark, bytes_max) {
+            Ok(stored) => Ok(stored),
+            Err(StorageError::Compacted { .. }) => Err(out_of_range(asked, &visible)),
+            Err(error) => Err(BrokerError::Internal(error.to_string())),
+        }
     }
 
-    /// The offset that a position means now. A position behind the high watermark by time means the high watermark.
+    /// The offset that a position means now. A position behind the last record by time means the high watermark.
     pub fn resolve(&self, position: &v1::Position) -> Result<u64, BrokerError> {
-        let _ = position;
-        todo!()
+        use v1::position::At;
+        let visible = *self.shared.visible.borrow();
+        if !visible.is_leader {
+            return Err(self.not_leader(&visible));
+        }
+        match position.at {
+            None | Some(At::Start(_)) => Ok(visible.log_start_offset),
+            Some(At::End(_)) => Ok(visible.high_watermark),
+            Some(At::Offset(asked)) => {
+                let offset = u64::try_from(asked).map_err(|_| out_of_range(asked, &visible))?;
+                let beyond = visible.is_settled && offset > visible.log_end_offset;
+                if offset < visible.log_start_offset || beyond {
+                    return Err(out_of_range(asked, &visible));
+                }
+                Ok(offset)
+            }
+            Some(At::TimestampMs(timestamp_ms)) => self.resolve_time(timestamp_ms, &visible),
+        }
+    }
+
+    fn resolve_time(&self, timestamp_ms: i64, visible: &Visible) -> Result<u64, BrokerError> {
+        let internal = |error: String| BrokerError::Internal(error);
+        let found = self
+            .shared
+            .reader
+            .entry_at_time(timestamp_ms, visible.high_watermark)
+            .map_err(|error| internal(error.to_string()))?;
+        let Some(entry) = found else { return Ok(visible.high_watermark) };
+        let batch = BatchView::parse(entry.payload).map_err(|error| internal(error.to_string()))?;
+        for record in batch.records().map_err(|error| internal(error.to_string()))? {
+            let record = record.map_err(|error| internal(error.to_string()))?;
+            if record.timestamp_ms >= timestamp_ms {
+                let offset = u64::try_from(record.offset).unwrap_or(entry.base_offset);
+                return Ok(offset.max(visible.log_start_offset));
+            }
+        }
+        Ok(entry.base_offset.max(visible.log_start_offset))
     }
 
     /// Moves the start of the log up, replicated; answers with the new start once applied here.
     pub async fn trim(&self, to_offset: u64) -> Result<u64, BrokerError> {
-        let _ = to_offset;
-        todo!()
+        self.check_leads()?;
+        let visible = *self.shared.visible.borrow();
+        if to_offset > visible.high_watermark {
+            return Err(out_of_range(i64::try_from(to_offset).unwrap_or(i64::MAX), &visible));
+        }
+        match self.propose(ProposalBody::AdvanceLogStart(to_offset)).await {
+            Ok(Ok(Answer::LogStart(start))) => Ok(start),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// The state of the replica at this moment.
     pub fn status(&self) -> PartitionStatus {
-        todo!()
+        let visible = *self.shared.visible.borrow();
+        let node_of = |replica: &u64| self.shared.nodes.get(replica).copied();
+        let mut in_sync = Vec::new();
+        let mut lag_entries = Vec::new();
+        if visible.is_leader {
+            in_sync.push(self.shared.node);
+            for follower in self.shared.followers.lock().iter() {
+                let Some(node) = node_of(&follower.replica) else { continue };
+                lag_entries.push((node, follower.lag_entries));
+                if follower.in_sync {
+                    in_sync.push(node);
+                }
+            }
+            in_sync.sort_unstable();
+        }
+        PartitionStatus {
+            is_leader: visible.is_leader,
+            leader_node: node_of(&visible.leader).unwrap_or(0),
+            leader_epoch: visible.term,
+            in_sync,
+            lag_entries,
+            log_start_offset: visible.log_start_offset,
+            high_watermark: visible.high_watermark,
+            log_end_offset: visible.log_end_offset,
+            size_bytes: self.shared.reader.size_bytes(),
+            quarantined: self.shared.quarantined.lock().clone(),
+        }
     }
 
     /// Starts handing leadership to the replica on `to_node` (0: the most caught-up one); answers with the node chosen.
     pub async fn transfer_leadership(&self, to_node: u64) -> Result<u64, BrokerError> {
-        let _ = to_node;
-        todo!()
+        self.check_leads()?;
+        let to = match to_node {
+            0 => None,
+            node => {
+                let replica = self.shared.nodes.iter().find(|(_, on)| **on == node);
+                let Some((replica, _)) = replica else {
+                    return Err(BrokerError::InvalidArgument {
+                        field: "to_node_id".into(),
+                        why: format!("node {node} holds no replica of this partition"),
+                    });
+                };
+                Some(*replica)
+            }
+        };
+        if to == Some(self.shared.replica) {
+            return Ok(self.shared.node);
+        }
+        let (sender, answer) = oneshot::channel();
+        self.inbox.push(Input::Transfer { group: self.shared.group, to, answer: sender });
+        let chosen = answer.await.ok().flatten();
+        chosen.and_then(|replica| self.shared.nodes.get(&replica).copied()).ok_or(
+            BrokerError::NotReady { why: "no other replica is fit to lead the partition".into() },
+        )
+    }
+}
+
+fn unexpected(
+    answer: Result<Result<Answer, BrokerError>, oneshot::error::RecvError>,
+) -> BrokerError {
+    match answer {
+        Ok(Ok(other)) => BrokerError::Internal(format!("{other:?} answers another question")),
+        Ok(Err(error)) => error,
+        Err(_) => BrokerError::OutcomeUnknown { why: "the replica stopped" },
+    }
+}
+
+fn out_of_range(offset: i64, visible: &Visible) -> BrokerError {
+    BrokerError::OffsetOutOfRange {
+        offset,
+        log_start_offset: visible.log_start_offset,
+        high_watermark: visible.high_watermark,
     }
 }

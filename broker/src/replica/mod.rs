@@ -1,9 +1,23 @@
 //! One partition's replica: the consensus core, the worker threads that drive many cores, and the handles through which
 //! the rest of the broker appends and reads.
 //!
-//! Owns: the raft crate (only here and nowhere above), producer states, checkpoints, the order of append, sync, send.
-//! Never: gRPC, topics' names, which node a replica belongs to.
+//! Owns: the raft crate (only here), producer states, checkpoints, the order of append, sync, send. Never: gRPC, topics'
+//! names.
 
+mod checkpoint;
+mod convert;
+mod core;
+pub mod engine;
+mod envelope;
 pub mod handle;
+mod inbox;
+mod logging;
+mod producers;
+mod raft_log;
+mod retention;
+mod syncer;
+mod worker;
 
+pub use self::core::StateMachine;
+pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
 pub use handle::{AppendTicket, Appended, PartitionHandle, PartitionStatus};

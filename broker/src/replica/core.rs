@@ -1,0 +1,752 @@
+//! The consensus core of one replica: raft over one segment log.
+//!
+//! Owns: the order of things: what is appended before what is sent, what is durable before what is promised, which
+//! offsets a batch gets, who is told what. Synchronous: messages, ticks and proposals go in, [`Effects`] come out. Never: a
+//! clock, a socket, a thread or an await; it runs in a plain `#[test]` and in the simulator.
+//!
+//! `core/ready.rs` handles raft's Ready; `core/open.rs` creates and recovers; this file is what drivers call.
+
+mod open;
+mod ready;
+mod rebuild;
+mod waiters;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use highwater_proto::batch::BatchHeader;
+use highwater_proto::internal::{AdvanceLogStart, AppendedAck, ReplicaCheckpoint, ReplicaState};
+use highwater_proto::v1::Acks;
+use highwater_storage::{HardState, Log, LogReader, SyncPoint};
+use prost::Message as _;
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{RawNode, StateRole};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+pub(crate) use open::{Birth, CoreConfig, INITIAL_INDEX, INITIAL_TERM, OpenError};
+pub(crate) use waiters::Answer;
+
+use self::waiters::{Waiter, Waiters};
+use super::checkpoint::SmallFiles;
+use super::envelope::{EntryKind, Envelope};
+use super::handle::Appended;
+use super::producers::{Produced, Producers};
+use super::raft_log::{RaftLog, decode_snapshot};
+use crate::error::BrokerError;
+
+/// Bytes that may be proposed and not yet committed, per group. Asserted against the batch limit below.
+pub(crate) const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// Entries that one append message carries, in bytes; an entry larger than this travels alone.
+pub(crate) const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+/// Append messages in flight per peer and group.
+pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 16;
+/// Committed bytes that one Ready hands over.
+const COMMITTED_BYTES_MAX: u64 = 16 << 20;
+
+const _: () = assert!(highwater_proto::batch::BATCH_BYTES_MAX as u64 <= UNCOMMITTED_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+
+/// What a group's committed commands drive: the metadata group has one, partitions have none.
+pub trait StateMachine: Send {
+    /// Applies a committed command. Must depend on nothing but the state and the command.
+    fn apply(&mut self, index: u64, command: &Bytes) -> Bytes;
+    /// Replaces the state by an image.
+    fn restore(&mut self, image: &Bytes) -> Result<(), String>;
+    /// The whole state.
+    fn image(&self) -> Bytes;
+}
+
+/// Something to append, with the token under which it will be answered.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub(crate) token: u64,
+    pub(crate) body: ProposalBody,
+}
+
+#[derive(Debug)]
+pub(crate) enum ProposalBody {
+    /// A validated batch.
+    Batch { batch: Bytes, header: BatchHeader, acks: Acks },
+    /// A command for the state machine; answered with what `apply` returned.
+    Command(Bytes),
+    /// Moves the start of the log; answered with the new start once applied.
+    AdvanceLogStart(u64),
+}
+
+/// What a call asks its driver to do, in this order: persist (in the background), send, answer.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// To make durable; then call [`Core::persisted`]. A later one covers all earlier ones.
+    pub(crate) persist: Option<Persist>,
+    /// Derived state to write down at leisure.
+    pub(crate) checkpoints: Vec<ReplicaCheckpoint>,
+    /// To send now.
+    pub(crate) messages: Vec<Outbound>,
+    /// To send now: appended, not yet synced.
+    pub(crate) appended: Vec<AppendedAck>,
+    /// To tell publishers.
+    pub(crate) answers: Vec<(u64, Result<Answer, BrokerError>)>,
+    /// Bytes and entries appended, for the figures.
+    pub(crate) appended_bytes: u64,
+    pub(crate) appended_entries: u64,
+}
+
+/// A Raft message to another replica of the group.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    pub(crate) message: Message,
+    /// A publisher waits for `quorum`: the receiver should say as soon as it has appended.
+    pub(crate) wants_appended: bool,
+}
+
+/// What must become durable.
+#[derive(Debug)]
+pub(crate) struct Persist {
+    /// Hand it back to [`Core::persisted`].
+    pub(crate) number: u64,
+    /// The log's files.
+    pub(crate) point: SyncPoint,
+    /// To be put into the journal, and synced no later than the log.
+    pub(crate) hard_state: Option<HardState>,
+}
+
+/// What readers and routers see of a replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Visible {
+    pub(crate) is_leader: bool,
+    /// The leader has committed an entry of its own term: its high watermark is not behind what others have seen.
+    pub(crate) is_settled: bool,
+    /// Replica id of the leader; 0 if none is known.
+    pub(crate) leader: u64,
+    pub(crate) term: u64,
+    pub(crate) log_start_offset: u64,
+    pub(crate) high_watermark: u64,
+    pub(crate) log_end_offset: u64,
+}
+
+/// A Ready whose state is being made durable, with the messages that wait for it.
+struct Unpersisted {
+    number: u64,
+    messages: Vec<Message>,
+}
+
+/// Derived state of the group's kind.
+enum Derived {
+    Partition(Producers),
+    Machine(Box<dyn StateMachine>),
+}
+
+/// One replica.
+///
+/// Invariants:
+/// - Entries are appended to `log` before raft learns of it, and answered or promised only as durable as they are.
+/// - `log_start <= high_watermark <= log_end`; the high watermark is the end of the last committed entry here.
+/// - Between calls every entry that raft knows is in `log`.
+pub(crate) struct Core {
+    group: u64,
+    replica: u64,
+    raw: RawNode<RaftLog>,
+    log: Log,
+    files: SmallFiles,
+    /// As the file `replica` holds it.
+    state: ReplicaState,
+    derived: Derived,
+    unpersisted: VecDeque<Unpersisted>,
+    /// The hard state as last handed to the journal.
+    saved: HardState,
+    /// End offsets of appended entries above `committed`, by index.
+    ends: VecDeque<(u64, u64)>,
+    committed: u64,
+    high_watermark: u64,
+    /// Highest append time in the log; never goes back.
+    append_time_ms: i64,
+    waiters: Waiters,
+    /// On the leader, in `role_term`: what followers have appended, not yet synced, by replica.
+    appended: BTreeMap<u64, u64>,
+    /// As a follower: the leader wants to hear when this index of this term is appended.
+    wants_appended: Option<(u64, u64)>,
+    role_term: (StateRole, u64),
+    random: SmallRng,
+    election_ticks: usize,
+    timeout_ticks: usize,
+    /// Ticks for which a preferred leader without a leader still campaigns early.
+    birth_ticks: u32,
+    /// The commit index at the last two heartbeats, for `in_sync`.
+    committed_before: [u64; 2],
+    ticks: u64,
+    elections: u64,
+    broken: Option<String>,
+}
+
+impl Core {
+    /// Lets a tick's worth of time pass.
+    pub(crate) fn tick(&mut self, effects: &mut Effects) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(self.election_ticks as u64) {
+            self.committed_before = [self.committed_before[1], self.committed];
+        }
+        self.raw.tick();
+        self.campaign_at_birth();
+        self.settle(effects);
+    }
+
+    /// A preferred leader of a new group does not wait for a full election timeout, and tries again while its peers are
+    /// still creating their replicas.
+    fn campaign_at_birth(&mut self) {
+        if self.birth_ticks == 0 {
+            return;
+        }
+        self.birth_ticks -= 1;
+        if self.raw.raft.leader_id != 0 {
+            self.birth_ticks = 0;
+        } else if self.birth_ticks.is_multiple_of(2) {
+            self.campaign();
+        }
+    }
+
+    fn campaign(&mut self) {
+        if let Err(error) = self.raw.campaign() {
+            tracing::debug!(group = self.group, %error, "campaign refused");
+        }
+    }
+
+    /// Takes a message from a peer. What would make the raft crate panic is refused here, with the reason.
+    pub(crate) fn step(
+        &mut self,
+        message: Message,
+        wants_appended: bool,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        if self.broken.is_some() {
+            return Ok(());
+        }
+        self.check_message(&message)?;
+        let appends = message.get_msg_type() == MessageType::MsgAppend;
+        if appends && !message.entries.is_empty() {
+            // A full disk is found out here, where the message can still be dropped: the leader sends it again.
+            let bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
+            self.log
+                .reserve(bytes, message.entries.len())
+                .map_err(|error| format!("no room to append: {error}"))?;
+        }
+        let last = (message.index + message.entries.len() as u64, message.term);
+        if let Err(error) = self.raw.step(message) {
+            return Err(error.to_string());
+        }
+        if appends && wants_appended && self.raw.raft.term == last.1 {
+            self.wants_appended = Some(last);
+        }
+        self.settle(effects);
+        Ok(())
+    }
+
+    /// Refuses what the crate would panic on; finds out when this replica has lost what it promised to hold.
+    fn check_message(&mut self, message: &Message) -> Result<(), String> {
+        let raft_log = &self.raw.raft.raft_log;
+        let last_index = raft_log.last_index();
+        if message.to != self.replica {
+            return Err(format!("for replica {}, this is {}", message.to, self.replica));
+        }
+        if self.raw.raft.prs().get(message.from).is_none() {
+            return Err(format!("replica {} is not a member", message.from));
+        }
+        let current = message.term >= self.raw.raft.term;
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat if current && message.commit > last_index => {
+                let why = format!(
+                    "the leader says entry {} was committed here, but the log ends at {last_index}",
+                    message.commit
+                );
+                self.quarantine(why.clone());
+                Err(why)
+            }
+            MessageType::MsgAppendResponse if !message.reject && message.index > last_index => {
+                Err(format!("acknowledges entry {} beyond {last_index}", message.index))
+            }
+            MessageType::MsgAppend if current => {
+                let conflict = message.entries.iter().find(|entry| {
+                    entry.index <= raft_log.committed
+                        && entry.index >= raft_log.first_index()
+                        && !raft_log.match_term(entry.index, entry.term)
+                });
+                match conflict {
+                    Some(entry) => {
+                        let why = format!(
+                            "the leader's entry {} differs from a committed one",
+                            entry.index
+                        );
+                        self.quarantine(why.clone());
+                        Err(why)
+                    }
+                    None => Ok(()),
+                }
+            }
+            MessageType::MsgSnapshot => decode_snapshot(message.get_snapshot()).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// A follower has appended, not yet synced.
+    pub(crate) fn peer_appended(&mut self, ack: &AppendedAck, effects: &mut Effects) {
+        let in_term = self.is_leader() && ack.term == self.raw.raft.term;
+        if in_term && ack.index <= self.log.last_index() {
+            let known = self.appended.entry(ack.from_replica).or_insert(0);
+            *known = (*known).max(ack.index);
+            self.answer_quorum(effects);
+        }
+    }
+
+    /// Appends what is proposed, in order, and answers each in its time. `now_ms` is the wall clock.
+    pub(crate) fn propose(&mut self, proposals: Vec<Proposal>, now_ms: i64, effects: &mut Effects) {
+        if let Some(refusal) = self.refusal() {
+            for proposal in proposals {
+                effects.answers.push((proposal.token, Err(refusal())));
+            }
+            return;
+        }
+        debug_assert_eq!(self.raw.raft.raft_log.last_index(), self.log.last_index());
+        let mut draft = Draft {
+            entries: Vec::with_capacity(proposals.len()),
+            waiters: Vec::with_capacity(proposals.len()),
+            next_index: self.log.last_index() + 1,
+            next_offset: self.log.next_offset(),
+            append_time_ms: now_ms.max(self.append_time_ms),
+            bytes: 0,
+        };
+        for proposal in proposals {
+            let token = proposal.token;
+            if let Err(error) = self.draft(proposal, &mut draft, effects) {
+                effects.answers.push((token, Err(error)));
+            }
+        }
+        self.commit_draft(draft, effects);
+        if let Derived::Partition(producers) = &mut self.derived {
+            producers.unstage();
+        }
+    }
+
+    /// Why proposals cannot be taken now, if they cannot.
+    fn refusal(&self) -> Option<Box<dyn Fn() -> BrokerError + '_>> {
+        if let Some(why) = &self.broken {
+            return Some(Box::new(move || BrokerError::Quarantined { why: why.clone() }));
+        }
+        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            return Some(Box::new(|| BrokerError::NotLeader { leader: self.leader_node() }));
+        }
+        None
+    }
+
+    /// Turns one proposal into an entry of the draft, or answers it where nothing needs to be appended.
+    fn draft(
+        &mut self,
+        proposal: Proposal,
+        draft: &mut Draft,
+        effects: &mut Effects,
+    ) -> Result<(), BrokerError> {
+        let token = proposal.token;
+        let (kind, data, acks) = match proposal.body {
+            ProposalBody::Batch { batch, header, acks } => {
+                if self.answer_duplicate(token, &header, acks, effects)? {
+                    return Ok(());
+                }
+                draft.check_room(batch.len() as u64, self.raw.raft.uncommitted_size() as u64)?;
+                self.stage(&header, draft);
+                draft.push(EntryKind::Batch, batch, header.offset_span());
+                let waiter = Waiter {
+                    token,
+                    index: draft.next_index - 1,
+                    acks,
+                    appended: Appended {
+                        base_offset: draft.next_offset - u64::from(header.offset_span()),
+                        leader_epoch: self.raw.raft.term,
+                        duplicate: false,
+                        append_time_ms: draft.append_time_ms,
+                    },
+                    applies: false,
+                };
+                draft.waiters.push(waiter);
+                return Ok(());
+            }
+            ProposalBody::Command(command) => (EntryKind::Command, command, Acks::QuorumFsync),
+            ProposalBody::AdvanceLogStart(offset) => {
+                let entry = AdvanceLogStart { log_start_offset: offset };
+                (EntryKind::AdvanceLogStart, entry.encode_to_vec().into(), Acks::QuorumFsync)
+            }
+        };
+        draft.check_room(data.len() as u64, self.raw.raft.uncommitted_size() as u64)?;
+        draft.push(kind, data, 0);
+        draft.waiters.push(Waiter {
+            token,
+            index: draft.next_index - 1,
+            acks,
+            appended: Appended {
+                base_offset: draft.next_offset,
+                leader_epoch: self.raw.raft.term,
+                duplicate: false,
+                append_time_ms: draft.append_time_ms,
+            },
+            applies: true,
+        });
+        Ok(())
+    }
+
+    fn stage(&mut self, header: &BatchHeader, draft: &Draft) {
+        let term = self.raw.raft.term;
+        if let Derived::Partition(producers) = &mut self.derived {
+            let produced = Produced::of(
+                header,
+                draft.next_index,
+                term,
+                draft.next_offset,
+                draft.append_time_ms,
+            );
+            producers.stage(header, produced);
+        }
+    }
+
+    /// Answers a batch that is in the log (or this draft) already with the original's outcome, now or when that is known.
+    fn answer_duplicate(
+        &mut self,
+        token: u64,
+        header: &BatchHeader,
+        acks: Acks,
+        effects: &mut Effects,
+    ) -> Result<bool, BrokerError> {
+        let Derived::Partition(producers) = &self.derived else {
+            return Err(BrokerError::Internal("a batch for a group that holds none".into()));
+        };
+        if !header.is_idempotent() {
+            return Ok(false);
+        }
+        let Some(original) = producers.check(header)? else { return Ok(false) };
+        let appended = Appended {
+            base_offset: original.base_offset,
+            leader_epoch: original.term,
+            duplicate: true,
+            append_time_ms: original.append_time_ms,
+        };
+        // An original of an earlier term cannot be counted towards a quorum in this one: it is answered when committed.
+        let acks = if original.term == self.raw.raft.term { acks } else { Acks::QuorumFsync };
+        if original.index <= self.committed || acks == Acks::Leader {
+            effects.answers.push((token, Ok(Answer::Appended(appended))));
+        } else {
+            let index = original.index;
+            self.waiters.insert(Waiter { token, index, acks, appended, applies: false });
+        }
+        Ok(true)
+    }
+
+    /// Hands the draft to raft in one step.
+    fn commit_draft(&mut self, draft: Draft, effects: &mut Effects) {
+        if draft.entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.log.reserve(draft.bytes, draft.entries.len()) {
+            tracing::warn!(group = self.group, %error, "no room for proposals");
+            for waiter in draft.waiters {
+                effects.answers.push((waiter.token, Err(BrokerError::DiskFull)));
+            }
+            return;
+        }
+        let last_index = draft.next_index - 1;
+        let mut message = Message { from: self.replica, ..Message::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(draft.entries.into());
+        if let Err(error) = self.raw.step(message) {
+            tracing::warn!(group = self.group, %error, "proposals dropped");
+            for waiter in draft.waiters {
+                let leader = self.leader_node();
+                effects.answers.push((waiter.token, Err(BrokerError::NotLeader { leader })));
+            }
+            return;
+        }
+        assert_eq!(
+            self.raw.raft.raft_log.last_index(),
+            last_index,
+            "raft numbers proposals as they were drafted"
+        );
+        let (at_append, later): (Vec<_>, Vec<_>) = draft
+            .waiters
+            .into_iter()
+            .partition(|waiter| waiter.acks == Acks::Leader && !waiter.applies);
+        for waiter in later {
+            self.waiters.insert(waiter);
+        }
+        self.settle(effects);
+        // Settling has appended the entries; only then may they be acknowledged as appended.
+        for waiter in at_append {
+            let answer = match &self.broken {
+                None => Ok(Answer::Appended(waiter.appended)),
+                Some(why) => Err(BrokerError::Quarantined { why: why.clone() }),
+            };
+            effects.answers.push((waiter.token, answer));
+        }
+        self.answer_quorum(effects);
+    }
+
+    /// Everything up to this [`Persist`] is durable.
+    pub(crate) fn persisted(&mut self, number: u64, point: &SyncPoint, effects: &mut Effects) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.log.mark_durable(point);
+        self.raw.on_persist_ready(number);
+        while let Some(front) = self.unpersisted.pop_front_if(|front| front.number <= number) {
+            for message in front.messages {
+                effects.messages.push(Outbound { message, wants_appended: false });
+            }
+        }
+        self.settle(effects);
+    }
+
+    /// The last message to this replica may not have arrived.
+    pub(crate) fn peer_unreachable(&mut self, replica: u64) {
+        if self.broken.is_none() {
+            self.raw.report_unreachable(replica);
+        }
+    }
+
+    /// Starts handing leadership over; answers with the replica chosen, or `None` if no other is fit.
+    pub(crate) fn transfer_leadership(
+        &mut self,
+        to: Option<u64>,
+        effects: &mut Effects,
+    ) -> Option<u64> {
+        if !self.is_leader() || self.broken.is_some() {
+            return None;
+        }
+        let own = self.replica;
+        let members = &self.raw.store().members;
+        let best = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(id, progress)| {
+                **id != own
+                    && to.is_none_or(|to| to == **id)
+                    && members.voters.contains(id)
+                    && (to.is_some() || progress.recent_active)
+            })
+            .max_by_key(|(id, progress)| (progress.matched, **id))
+            .map(|(id, _)| *id)?;
+        self.raw.transfer_leader(best);
+        self.settle(effects);
+        Some(best)
+    }
+
+    /// Takes this replica out of service: it neither votes nor acknowledges any more, and says why. Its data stays.
+    pub(crate) fn quarantine(&mut self, why: String) {
+        if self.broken.is_none() {
+            tracing::error!(group = self.group, replica = self.replica, %why, "replica quarantined");
+            self.broken = Some(why);
+        }
+    }
+
+    /// After raft's state may have changed: handle what is ready, follow the commit, notice changes of role.
+    fn settle(&mut self, effects: &mut Effects) {
+        self.follow_role(effects);
+        self.handle_ready(effects);
+        self.follow_role(effects);
+        let damage = self.raw.store().damage.borrow_mut().take();
+        if let Some(damage) = damage {
+            self.quarantine(format!("the log cannot be read: {damage}"));
+        }
+        if let Some(why) = &self.broken {
+            let why = why.clone();
+            self.waiters.fail_all(effects, || BrokerError::Quarantined { why: why.clone() });
+        }
+    }
+
+    /// Notices elections: waiters of a lost leadership are told, and a fresh election timeout is drawn from our seed (the
+    /// crate draws its own from a generator that no seed reaches).
+    fn follow_role(&mut self, effects: &mut Effects) {
+        let now = (self.raw.raft.state, self.raw.raft.term);
+        if now != self.role_term {
+            let before = std::mem::replace(&mut self.role_term, now);
+            if before.0 == StateRole::Leader {
+                self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
+                    why: "this replica lost the leadership before the batch was committed",
+                });
+            }
+            if now.0 == StateRole::PreCandidate || now.0 == StateRole::Candidate {
+                self.elections += 1;
+            }
+            self.appended.clear();
+            self.timeout_ticks =
+                self.random.random_range(self.election_ticks..2 * self.election_ticks);
+        }
+        self.raw.raft.set_randomized_election_timeout(self.timeout_ticks);
+    }
+
+    /// Answers `quorum` waiters whose entries a majority has appended.
+    fn answer_quorum(&mut self, effects: &mut Effects) {
+        if !self.is_leader() || !self.waiters.has_quorum_waiters() {
+            return;
+        }
+        let own = self.replica;
+        let last_index = self.log.last_index();
+        let prs = self.raw.raft.prs();
+        let appended = &self.appended;
+        let reached = |voters: &[u64]| {
+            let mut indexes: Vec<u64> = voters
+                .iter()
+                .map(|id| {
+                    if *id == own {
+                        return last_index;
+                    }
+                    let synced = prs.get(*id).map_or(0, |progress| progress.matched);
+                    synced.max(appended.get(id).copied().unwrap_or(0))
+                })
+                .collect();
+            indexes.sort_unstable_by(|a, b| b.cmp(a));
+            indexes.get(indexes.len() / 2).copied().unwrap_or(u64::MAX)
+        };
+        let members = &self.raw.store().members;
+        // Both halves of a joint configuration must agree; without one the outgoing half is empty and always does.
+        let index = reached(&members.voters).min(reached(&members.voters_outgoing));
+        self.waiters.answer_quorum(index, effects);
+    }
+
+    // What drivers and tests look at.
+
+    pub(crate) fn group(&self) -> u64 {
+        self.group
+    }
+
+    pub(crate) fn replica(&self) -> u64 {
+        self.replica
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Node of the leader, as far as known.
+    pub(crate) fn leader_node(&self) -> Option<u64> {
+        self.state.nodes.get(&self.raw.raft.leader_id).copied()
+    }
+
+    pub(crate) fn nodes(&self) -> &BTreeMap<u64, u64> {
+        &self.state.nodes
+    }
+
+    pub(crate) fn files(&self) -> &SmallFiles {
+        &self.files
+    }
+
+    /// Whether this is the metadata group rather than a partition.
+    pub(crate) fn is_machine(&self) -> bool {
+        matches!(self.derived, Derived::Machine(_))
+    }
+
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
+    /// Elections started so far.
+    pub(crate) fn elections(&self) -> u64 {
+        self.elections
+    }
+
+    pub(crate) fn reader(&self) -> LogReader {
+        self.log.reader()
+    }
+
+    pub(crate) fn log_mut(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// The hard state worth saving now: the commit never claims what is not durable here.
+    pub(crate) fn hard_state(&self) -> HardState {
+        let raft = &self.raw.raft;
+        HardState {
+            term: raft.term,
+            vote: raft.vote,
+            commit: raft.raft_log.committed.min(self.log.durable_index()),
+        }
+    }
+
+    pub(crate) fn visible(&self) -> Visible {
+        let is_leader = self.is_leader() && self.broken.is_none();
+        Visible {
+            is_leader,
+            is_settled: is_leader && self.raw.raft.commit_to_current_term(),
+            leader: self.raw.raft.leader_id,
+            term: self.raw.raft.term,
+            log_start_offset: self.state.log_start_offset,
+            high_watermark: self.high_watermark,
+            log_end_offset: self.log.next_offset(),
+        }
+    }
+
+    /// On the leader: entries each other replica lacks, and whether it holds all that was committed a moment ago.
+    pub(crate) fn followers(&self) -> Vec<Follower> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let last_index = self.log.last_index();
+        let followers = self.raw.raft.prs().iter().filter(|(id, _)| **id != self.replica);
+        let mut followers: Vec<_> = followers
+            .map(|(id, progress)| Follower {
+                replica: *id,
+                lag_entries: last_index.saturating_sub(progress.matched),
+                in_sync: progress.matched >= self.committed_before[0] && progress.matched > 0,
+            })
+            .collect();
+        followers.sort_unstable_by_key(|follower| follower.replica);
+        followers
+    }
+
+    /// Producers as this replica remembers them, to compare replicas.
+    pub(crate) fn producers(&self) -> Option<&Producers> {
+        match &self.derived {
+            Derived::Partition(producers) => Some(producers),
+            Derived::Machine(_) => None,
+        }
+    }
+}
+
+/// Another replica of the group, as its leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Follower {
+    pub(crate) replica: u64,
+    pub(crate) lag_entries: u64,
+    pub(crate) in_sync: bool,
+}
+
+/// Proposals of one burst on their way into raft.
+struct Draft {
+    entries: Vec<Entry>,
+    waiters: Vec<Waiter>,
+    next_index: u64,
+    next_offset: u64,
+    append_time_ms: i64,
+    bytes: u64,
+}
+
+impl Draft {
+    fn check_room(&self, bytes: u64, uncommitted: u64) -> Result<(), BrokerError> {
+        let waiting = uncommitted + self.bytes;
+        if waiting > 0 && waiting + bytes > UNCOMMITTED_BYTES_MAX {
+            return Err(BrokerError::Overloaded {
+                what: "uncommitted bytes of the partition",
+                limit: format!("{} MiB", UNCOMMITTED_BYTES_MAX >> 20),
+            });
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, kind: EntryKind, data: Bytes, span: u32) {
+        let envelope =
+            Envelope { kind, append_time_ms: self.append_time_ms, base_offset: self.next_offset };
+        self.bytes += data.len() as u64;
+        self.entries.push(Entry { data, context: envelope.encode(), ..Entry::default() });
+        self.next_index += 1;
+        self.next_offset += u64::from(span);
+    }
+}

@@ -1,0 +1,390 @@
+//! Handling raft's Ready: append, hand over what must be synced, send, commit, apply.
+//!
+//! Owns: the order of these steps. The asynchronous contract of the raft crate, in short: entries are readable in the log
+//! before `advance_append_async`; a leader's messages leave at once; everyone else's wait in `unpersisted` until
+//! [`Core::persisted`] says that this Ready and all before it are durable.
+
+use highwater_proto::internal::{AdvanceLogStart, ReplicaCheckpoint};
+use highwater_storage::{HardState, LogStart, StorageError};
+use prost::Message as _;
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
+use raft::{Ready, SnapshotStatus};
+
+use super::{Answer, AppendedAck, Core, Derived, Effects, Outbound, Persist, Unpersisted, rebuild};
+use crate::replica::convert;
+use crate::replica::envelope::{self, Described, EntryKind};
+use crate::replica::producers::{Produced, Producers};
+use crate::replica::raft_log::decode_snapshot;
+
+/// Commands applied between two checkpoints of a state machine.
+const COMMANDS_PER_CHECKPOINT: u64 = 1024;
+
+impl Core {
+    /// Handles everything that is ready. Called after every change, so that between calls all of raft's log is in the log.
+    pub(super) fn handle_ready(&mut self, effects: &mut Effects) {
+        while self.broken.is_none() && self.raw.has_ready() {
+            let ready = self.raw.ready();
+            if let Err(error) = self.handle_one(ready, effects) {
+                self.quarantine(format!("the log cannot be written: {error}"));
+            }
+        }
+        self.follow_commit(effects);
+    }
+
+    fn handle_one(&mut self, mut ready: Ready, effects: &mut Effects) -> Result<(), StorageError> {
+        if !ready.snapshot().is_empty() {
+            self.install(ready.snapshot())?;
+        }
+        let entries = ready.take_entries();
+        if !entries.is_empty() {
+            self.append(&entries, effects)?;
+        }
+        self.report_appended(effects);
+
+        let wants_appended = self.waiters.has_quorum_waiters();
+        let leader_messages = ready.take_messages();
+        self.send(leader_messages, wants_appended, effects);
+
+        let number = ready.number();
+        let must_sync = ready.must_sync();
+        let messages = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        self.raw.advance_append_async(ready);
+        if must_sync || !self.unpersisted.is_empty() {
+            // Messages wait for this Ready *and* those before it: an answer may speak of entries that an earlier one brought.
+            self.unpersisted.push_back(Unpersisted { number, messages });
+            let hard_state = self.changed_hard_state();
+            let merged = effects.persist.take().and_then(|earlier| earlier.hard_state);
+            effects.persist = Some(Persist {
+                number,
+                point: self.log.sync_point(),
+                hard_state: hard_state.or(merged),
+            });
+        } else {
+            self.raw.on_persist_ready(number);
+            self.send(messages, false, effects);
+        }
+        self.apply(&committed, effects)
+    }
+
+    /// The hard state, if term or vote differ from what the journal holds. A commit alone is not worth a sync: it is found
+    /// again by the next election.
+    fn changed_hard_state(&mut self) -> Option<HardState> {
+        let now = self.hard_state();
+        let changed = (now.term, now.vote) != (self.saved.term, self.saved.vote);
+        changed.then(|| {
+            self.saved = now;
+            now
+        })
+    }
+
+    fn send(&mut self, messages: Vec<Message>, wants_appended: bool, effects: &mut Effects) {
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                // Ours are small and travel as one message. Reporting it as done at once only means that the peer is probed
+                // next; a lost one is sent again by that probe.
+                self.raw.report_snapshot(message.to, SnapshotStatus::Finish);
+            }
+            let wants = wants_appended && message.get_msg_type() == MessageType::MsgAppend;
+            effects.messages.push(Outbound { message, wants_appended: wants });
+        }
+    }
+
+    /// Appends entries in order. Those that replace others cut the log first.
+    fn append(&mut self, entries: &[Entry], effects: &mut Effects) -> Result<(), StorageError> {
+        let first = entries[0].index;
+        if first <= self.log.last_index() {
+            self.truncate(first)?;
+        }
+        for entry in entries {
+            let described = match envelope::describe(entry, self.append_time_ms) {
+                Ok(described) => described,
+                Err(error) => {
+                    self.quarantine(error.to_string());
+                    return Ok(());
+                }
+            };
+            let base_offset = self.log.next_offset();
+            if let Some(envelope) = described.envelope
+                && envelope.base_offset != base_offset
+            {
+                self.quarantine(format!(
+                    "entry {} has base offset {} on the leader and {base_offset} here",
+                    entry.index, envelope.base_offset
+                ));
+                return Ok(());
+            }
+            if self.log.will_roll(entry.data.len())
+                && self.log.last_index() >= self.log.first_index()
+            {
+                effects.checkpoints.extend(self.partition_checkpoint());
+            }
+            self.append_one(entry, &described)?;
+            effects.appended_bytes += entry.data.len() as u64;
+            effects.appended_entries += 1;
+        }
+        Ok(())
+    }
+
+    fn append_one(&mut self, entry: &Entry, described: &Described) -> Result<(), StorageError> {
+        let base_offset = match described.header {
+            Some(header) => {
+                // The stamp lies outside the batch's checksum, so the payload itself goes to the file untouched.
+                let stamp = envelope::stamp(&entry.data, self.log.next_offset(), entry.term);
+                let base_offset =
+                    self.log.append(&described.meta, &[&stamp, &entry.data[stamp.len()..]])?;
+                self.record_produced(&header, described, base_offset);
+                base_offset
+            }
+            None => self.log.append(&described.meta, &[&entry.data])?,
+        };
+        self.append_time_ms = self.append_time_ms.max(described.meta.append_time_ms);
+        let end = base_offset + u64::from(described.meta.offset_span);
+        self.ends.push_back((entry.index, end));
+        Ok(())
+    }
+
+    fn record_produced(
+        &mut self,
+        header: &highwater_proto::batch::BatchHeader,
+        described: &Described,
+        base_offset: u64,
+    ) {
+        if let Derived::Partition(producers) = &mut self.derived {
+            let meta = &described.meta;
+            producers.record(
+                header,
+                Produced::of(header, meta.index, meta.term, base_offset, meta.append_time_ms),
+            );
+        }
+    }
+
+    /// Cuts a suffix that never committed, and what was derived from it.
+    fn truncate(&mut self, from: u64) -> Result<(), StorageError> {
+        assert!(
+            from > self.committed,
+            "committed entries never change: {from} <= {}",
+            self.committed
+        );
+        self.log.truncate_suffix(from)?;
+        while self.ends.pop_back_if(|(index, _)| *index >= from).is_some() {}
+        self.rebuild_producers()
+    }
+
+    fn rebuild_producers(&mut self) -> Result<(), StorageError> {
+        if let Derived::Partition(producers) = &mut self.derived {
+            let last = self.log.last_index();
+            *producers = rebuild::as_of(last, &self.files, &self.log.reader())?.producers;
+        }
+        Ok(())
+    }
+
+    /// Derived state as of the last appended entry.
+    fn partition_checkpoint(&self) -> Option<ReplicaCheckpoint> {
+        match &self.derived {
+            Derived::Partition(producers) => {
+                Some(self.checkpoint_of(producers, self.log.last_index(), self.append_time_ms))
+            }
+            Derived::Machine(_) => None,
+        }
+    }
+
+    fn checkpoint_of(
+        &self,
+        producers: &Producers,
+        index: u64,
+        append_time_ms: i64,
+    ) -> ReplicaCheckpoint {
+        let reader = self.log.reader();
+        ReplicaCheckpoint {
+            index,
+            term: reader.term(index).unwrap_or_default(),
+            next_offset: reader.end_offset(index).unwrap_or_default(),
+            applied_index: self.raw.raft.raft_log.applied.min(index),
+            producers: producers.to_images(),
+            append_time_ms,
+            ..ReplicaCheckpoint::default()
+        }
+    }
+
+    /// Tells the leader what is appended here, if it asked.
+    fn report_appended(&mut self, effects: &mut Effects) {
+        let Some((index, term)) = self.wants_appended.take() else { return };
+        let raft = &self.raw.raft;
+        if raft.term == term && self.log.last_index() >= index && raft.leader_id != 0 {
+            effects.appended.push(AppendedAck {
+                group_id: self.group,
+                from_replica: self.replica,
+                to_replica: raft.leader_id,
+                term,
+                index,
+            });
+        }
+    }
+
+    /// The high watermark follows raft's commit index, not the entries handed over for applying: those wait for this
+    /// replica's own disk.
+    pub(super) fn follow_commit(&mut self, effects: &mut Effects) {
+        let committed = self.raw.raft.raft_log.committed.min(self.log.last_index());
+        if committed <= self.committed {
+            return;
+        }
+        let mut end = None;
+        while let Some((_, passed)) = self.ends.pop_front_if(|(index, _)| *index <= committed) {
+            end = Some(passed);
+        }
+        // Entries from before the start of this process are not in `ends`.
+        if let Some(end) = end.or_else(|| self.log.reader().end_offset(committed)) {
+            self.high_watermark = self.high_watermark.max(end);
+        }
+        self.committed = committed;
+        self.waiters.answer_committed(committed, effects);
+    }
+
+    fn apply(&mut self, committed: &[Entry], effects: &mut Effects) -> Result<(), StorageError> {
+        let Some(last) = committed.last() else { return Ok(()) };
+        for entry in committed {
+            self.apply_one(entry, effects)?;
+        }
+        self.raw.advance_apply_to(last.index);
+        if let Derived::Machine(machine) = &self.derived
+            && last.index >= self.raw.store().snapshot.index + COMMANDS_PER_CHECKPOINT
+        {
+            let image = machine.image();
+            self.checkpoint_machine(image, last.index, last.term)?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&mut self, entry: &Entry, effects: &mut Effects) -> Result<(), StorageError> {
+        let kind = match envelope::describe(entry, 0) {
+            Ok(described) => EntryKind::from_number(described.meta.kind),
+            Err(error) => {
+                self.quarantine(error.to_string());
+                return Ok(());
+            }
+        };
+        match (kind, &mut self.derived) {
+            (Some(EntryKind::AdvanceLogStart), _) => {
+                let advance = AdvanceLogStart::decode(entry.data.clone()).unwrap_or_default();
+                self.advance_log_start(advance.log_start_offset, entry.index)?;
+                let start = self.state.log_start_offset;
+                self.waiters.answer_applied(entry.index, Answer::LogStart(start), effects);
+            }
+            (Some(EntryKind::Command), Derived::Machine(machine)) => {
+                let outcome = machine.apply(entry.index, &entry.data);
+                self.waiters.answer_applied(entry.index, Answer::Applied(outcome), effects);
+            }
+            (Some(EntryKind::Members), _) => {
+                self.quarantine("membership changes need a newer version of the broker".into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Applies a new start of the log. What lies wholly below it is unlinked only after the new start is durable.
+    fn advance_log_start(&mut self, offset: u64, index: u64) -> Result<(), StorageError> {
+        let end = self.log.reader().end_offset(index).unwrap_or(self.high_watermark);
+        self.state.log_start_offset = self.state.log_start_offset.max(offset.min(end));
+        self.state.applied_index = index;
+        self.files.store_state(&self.state)?;
+        self.drop_prefix()
+    }
+
+    /// Drops sealed segments whose records are all below the start of the log.
+    pub(crate) fn drop_prefix(&mut self) -> Result<(), StorageError> {
+        let log_start = self.state.log_start_offset;
+        let applied = self.raw.raft.raft_log.applied.max(self.state.applied_index);
+        let segments = self.log.segments();
+        let sealed = &segments[..segments.len().saturating_sub(1)];
+        let condemned =
+            sealed.iter().take_while(|s| s.end_offset <= log_start && s.end_index <= applied + 1);
+        let Some(last) = condemned.last() else { return Ok(()) };
+        let first = last.end_index;
+        if let Derived::Partition(_) = &self.derived {
+            let mut checkpoint = match self.files.load_checkpoint(first - 1) {
+                Some(found) if self.log.reader().term(first - 1) == Some(found.term) => found,
+                _ => {
+                    let rebuilt = rebuild::as_of(first - 1, &self.files, &self.log.reader())?;
+                    self.checkpoint_of(&rebuilt.producers, first - 1, rebuilt.append_time_ms)
+                }
+            };
+            checkpoint.members = self.state.members.clone();
+            checkpoint.log_start_offset = log_start;
+            self.files.store_checkpoint(&checkpoint)?;
+            self.raw.mut_store().snapshot = checkpoint;
+        }
+        self.log.truncate_prefix(first)?;
+        self.files.remove_checkpoints(|index| index + 1 < first)
+    }
+
+    /// Writes the state machine's image down and drops the log below it.
+    fn checkpoint_machine(
+        &mut self,
+        image: bytes::Bytes,
+        index: u64,
+        term: u64,
+    ) -> Result<(), StorageError> {
+        let checkpoint = ReplicaCheckpoint {
+            index,
+            term,
+            applied_index: index,
+            state_machine: image,
+            members: self.state.members.clone(),
+            append_time_ms: self.append_time_ms,
+            ..ReplicaCheckpoint::default()
+        };
+        self.files.store_checkpoint(&checkpoint)?;
+        self.raw.mut_store().snapshot = checkpoint;
+        if self.log.last_index() >= self.log.first_index() {
+            self.log.roll()?;
+        }
+        self.log.truncate_prefix(index + 1)?;
+        self.files.remove_checkpoints(|other| other < index)
+    }
+
+    /// Replaces log and derived state by a snapshot from the leader. Its checkpoint is durable before the log is reset to
+    /// it, and `open` finishes an installation that a crash interrupts after that.
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), StorageError> {
+        let checkpoint = match decode_snapshot(snapshot) {
+            Ok(checkpoint) => checkpoint,
+            Err(why) => {
+                self.quarantine(why);
+                return Ok(());
+            }
+        };
+        tracing::info!(group = self.group, index = checkpoint.index, "installing a snapshot");
+        self.files.store_checkpoint(&checkpoint)?;
+        self.log.reset(LogStart {
+            first_index: checkpoint.index + 1,
+            prev_term: checkpoint.term,
+            next_offset: checkpoint.next_offset,
+        })?;
+        let members = snapshot.get_metadata().get_conf_state();
+        self.state.members = Some(convert::members_to_wire(members));
+        self.state.log_start_offset = checkpoint.log_start_offset;
+        self.state.applied_index = checkpoint.index;
+        self.files.store_state(&self.state)?;
+        self.files.remove_checkpoints(|index| index != checkpoint.index)?;
+        match &mut self.derived {
+            Derived::Partition(producers) => {
+                *producers = Producers::from_images(&checkpoint.producers)
+            }
+            Derived::Machine(machine) => {
+                if let Err(why) = machine.restore(&checkpoint.state_machine) {
+                    self.quarantine(why);
+                    return Ok(());
+                }
+            }
+        }
+        self.ends.clear();
+        self.append_time_ms = checkpoint.append_time_ms;
+        self.committed = checkpoint.index;
+        self.high_watermark = checkpoint.next_offset;
+        let store = self.raw.mut_store();
+        store.members = members.clone();
+        store.snapshot = checkpoint;
+        Ok(())
+    }
+}

@@ -1,0 +1,428 @@
+//! All replicas of a node: opening, creating, removing, and the threads that drive them.
+//!
+//! Owns: the workers, the syncers and the hard-state journal of one node. Never: topics' names or addresses of nodes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use highwater_proto::internal::PeerBatch;
+use highwater_storage::{Disk, HardState, HardStateJournal, LogOptions, StorageError};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{oneshot, watch};
+
+use super::convert;
+use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
+use super::handle::{PartitionHandle, Shared};
+use super::inbox::{Inbox, Input};
+use super::syncer::{SyncQueue, Syncer};
+use super::worker::{Replica, Worker};
+use crate::env::{self, Clock};
+use crate::metrics::Metrics;
+
+/// Where batches for other nodes go. Never blocks; false when the batch was dropped.
+pub trait Outbox: Send + Sync + 'static {
+    /// Queues a batch for a node.
+    fn send(&self, node: u64, batch: PeerBatch) -> bool;
+}
+
+/// What a topic's configuration means for a partition. `None` is "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionSettings {
+    /// Age after which records may go, in milliseconds of append time.
+    pub retention_ms: Option<i64>,
+    /// Size of the log above which the oldest segments go.
+    pub retention_bytes: Option<u64>,
+    /// Size at which a segment is rolled.
+    pub segment_bytes: u64,
+    /// Age at which a segment is rolled, in milliseconds.
+    pub segment_ms: Option<i64>,
+}
+
+impl Default for PartitionSettings {
+    fn default() -> Self {
+        Self {
+            retention_ms: None,
+            retention_bytes: None,
+            segment_bytes: LogOptions::default().segment_bytes,
+            segment_ms: None,
+        }
+    }
+}
+
+/// What an engine needs.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// The node's data directory.
+    pub dir: PathBuf,
+    /// The node's id.
+    pub node: u64,
+    /// Length of a tick.
+    pub tick: Duration,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: u32,
+    /// Shortest election timeout in ticks.
+    pub election_ticks: u32,
+    /// How often retention looks.
+    pub retention_check: Duration,
+    /// Worker threads.
+    pub workers: usize,
+    /// Seeds election timeouts.
+    pub seed: u64,
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Where batches for other nodes go.
+    pub outbox: Arc<dyn Outbox>,
+    /// Called with the reason when the node must stop.
+    pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+/// A replica to create.
+#[derive(Clone, Debug)]
+pub struct NewReplica {
+    /// Its group.
+    pub group: u64,
+    /// Its id.
+    pub replica: u64,
+    /// Its topic; empty for the metadata group.
+    pub topic_id: String,
+    /// Its partition's number.
+    pub partition: u32,
+    /// All replicas of the group with their nodes.
+    pub voters: BTreeMap<u64, u64>,
+    /// First image of the state machine; empty for partitions.
+    pub image: Bytes,
+    /// It should lead first.
+    pub preferred: bool,
+    /// Its settings.
+    pub settings: PartitionSettings,
+}
+
+/// Why a replica is not in service.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The log or a file beside it cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The replica's state does not make sense.
+    #[error("{0}")]
+    State(String),
+}
+
+impl From<OpenError> for ReplicaError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Storage(error) => Self::Storage(error),
+            OpenError::Raft(_) | OpenError::Image(_) => Self::State(error.to_string()),
+        }
+    }
+}
+
+struct WorkerThread {
+    inbox: Arc<Inbox>,
+    sync_queue: Arc<SyncQueue>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+struct Inner {
+    config: EngineConfig,
+    workers: Vec<WorkerThread>,
+    journal: Arc<Mutex<HardStateJournal>>,
+    /// What the journal held at the start, until each replica is opened.
+    saved: Mutex<BTreeMap<u64, HardState>>,
+    replicas: RwLock<HashMap<u64, PartitionHandle>>,
+    logger: slog::Logger,
+}
+
+/// All replicas of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl Engine {
+    /// Opens the journal and starts the threads; replicas are opened one by one.
+    pub fn start(config: EngineConfig) -> Result<Self, StorageError> {
+        let (journal, saved) =
+            HardStateJournal::open(Arc::clone(&config.disk), &config.dir.join("hard-state"))?;
+        let journal = Arc::new(Mutex::new(journal));
+        let mut workers = Vec::new();
+        for number in 0..config.workers.max(1) {
+            workers.push(start_worker(&config, &journal, number)?);
+        }
+        let inner = Inner {
+            config,
+            workers,
+            journal,
+            saved: Mutex::new(saved),
+            replicas: RwLock::default(),
+            logger: super::logging::logger(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Groups that have a directory here.
+    pub fn groups_on_disk(&self) -> Result<Vec<u64>, StorageError> {
+        let dir = self.groups_dir();
+        let names = self.inner.config.disk.list(&dir).map_err(|source| StorageError::Io {
+            operation: "list",
+            path: dir,
+            source,
+        })?;
+        let mut groups: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        groups.sort_unstable();
+        Ok(groups)
+    }
+
+    /// Opens a replica that is on disk and puts it into service; `None` if the directory holds no complete replica.
+    pub fn open(
+        &self,
+        group: u64,
+        settings: PartitionSettings,
+        machine: Option<Box<dyn StateMachine>>,
+    ) -> Result<Option<PartitionHandle>, ReplicaError> {
+        let saved = self.inner.saved.lock().get(&group).copied();
+        let core = Core::open(self.core_config(group, &settings, machine), saved)?;
+        Ok(core.map(|core| self.add(core, settings)))
+    }
+
+    /// Creates a replica and puts it into service.
+    pub fn create(
+        &self,
+        new: NewReplica,
+        machine: Option<Box<dyn StateMachine>>,
+    ) -> Result<PartitionHandle, ReplicaError> {
+        let config = self.core_config(new.group, &new.settings, machine);
+        let birth = Birth {
+            group: new.group,
+            replica: new.replica,
+            topic_id: new.topic_id,
+            partition: new.partition,
+            voters: new.voters,
+            image: new.image,
+            preferred: new.preferred,
+        };
+        Ok(self.add(Core::create(config, birth)?, new.settings))
+    }
+
+    fn core_config(
+        &self,
+        group: u64,
+        settings: &PartitionSettings,
+        machine: Option<Box<dyn StateMachine>>,
+    ) -> CoreConfig {
+        let config = &self.inner.config;
+        CoreConfig {
+            disk: Arc::clone(&config.disk),
+            dir: self.group_dir(group),
+            log: LogOptions { segment_bytes: settings.segment_bytes, ..LogOptions::default() },
+            heartbeat_ticks: config.heartbeat_ticks,
+            election_ticks: config.election_ticks,
+            // Different for each group and node, the same for each run of a test.
+            seed: config.seed ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ config.node,
+            machine,
+            logger: self.inner.logger.clone(),
+        }
+    }
+
+    fn add(&self, mut core: Core, settings: PartitionSettings) -> PartitionHandle {
+        core.log_mut().set_segment_bytes(settings.segment_bytes);
+        let group = core.group();
+        let shared = Arc::new(Shared {
+            group,
+            replica: core.replica(),
+            node: self.inner.config.node,
+            nodes: core.nodes().clone(),
+            reader: core.reader(),
+            visible: watch::Sender::new(core.visible()),
+            followers: Mutex::default(),
+            quarantined: Mutex::default(),
+        });
+        let inbox = Arc::clone(&self.worker(group).inbox);
+        let handle = PartitionHandle { shared: Arc::clone(&shared), inbox };
+        let replica = Replica {
+            core,
+            shared,
+            settings,
+            effects: Effects::default(),
+            proposals: Vec::new(),
+            dirty: false,
+            elections_counted: 0,
+        };
+        handle.inbox.push(Input::Add(Box::new(replica)));
+        self.inner.replicas.write().insert(group, handle.clone());
+        handle
+    }
+
+    /// The replica of a group, if it is in service here.
+    pub fn get(&self, group: u64) -> Option<PartitionHandle> {
+        self.inner.replicas.read().get(&group).cloned()
+    }
+
+    /// All replicas in service here.
+    pub fn all(&self) -> Vec<(u64, PartitionHandle)> {
+        let mut all: Vec<_> =
+            self.inner.replicas.read().iter().map(|(id, handle)| (*id, handle.clone())).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Applies other settings.
+    pub fn configure(&self, group: u64, settings: PartitionSettings) {
+        self.worker(group).inbox.push(Input::Configure { group, settings });
+    }
+
+    /// Takes a replica out of service and deletes its data. Only for a replica that its group has given up: its topic was
+    /// deleted by a committed command.
+    pub async fn remove(&self, group: u64) -> Result<(), StorageError> {
+        let (done, removed) = oneshot::channel();
+        self.inner.replicas.write().remove(&group);
+        self.worker(group).inbox.push(Input::Remove { group, done });
+        let _ = removed.await;
+        self.inner.saved.lock().remove(&group);
+        self.inner.journal.lock().remove(group)?;
+        let dir = self.group_dir(group);
+        self.inner.config.disk.remove_dir_all(&dir).map_err(|source| StorageError::Io {
+            operation: "remove",
+            path: dir,
+            source,
+        })
+    }
+
+    /// Takes what a peer sent. Malformed messages are dropped and logged.
+    pub fn deliver(&self, batch: PeerBatch) {
+        let mut by_worker: Vec<Vec<Input>> =
+            self.inner.workers.iter().map(|_| Vec::new()).collect();
+        let workers = by_worker.len() as u64;
+        let slot = |group: u64| usize::try_from(group % workers).unwrap_or(0);
+        for wire in batch.messages {
+            let (group, wants_appended) = (wire.group_id, wire.wants_appended);
+            match wire.message.map(convert::from_wire) {
+                Some(Ok(message)) => {
+                    by_worker[slot(group)].push(Input::Step { group, message, wants_appended });
+                }
+                Some(Err(error)) => tracing::warn!(group, %error, "message from a peer dropped"),
+                None => tracing::warn!(group, "message from a peer without content dropped"),
+            }
+        }
+        for ack in batch.appended {
+            by_worker[slot(ack.group_id)].push(Input::PeerAppended(ack));
+        }
+        for (worker, inputs) in self.inner.workers.iter().zip(by_worker) {
+            let dropped = worker.inbox.push_messages(inputs);
+            self.inner.config.metrics.raft_messages_dropped(dropped as u64);
+        }
+    }
+
+    /// Nothing sent to this node arrives.
+    pub fn unreachable(&self, node: u64) {
+        for worker in &self.inner.workers {
+            worker.inbox.push(Input::Unreachable { node });
+        }
+    }
+
+    /// Ends all threads after a last sync. Appends that are not answered by now fail with an unknown outcome.
+    pub fn stop(&self) {
+        for worker in &self.inner.workers {
+            worker.inbox.push(Input::Stop);
+            let mut threads = worker.threads.lock();
+            // The worker first: it submits its last hard states before the syncer is told to end.
+            for (n, thread) in threads.drain(..).enumerate() {
+                if thread.join().is_err() {
+                    tracing::error!("a thread of the engine panicked");
+                }
+                if n == 0 {
+                    worker.sync_queue.stop();
+                }
+            }
+        }
+        self.inner.replicas.write().clear();
+    }
+
+    fn worker(&self, group: u64) -> &WorkerThread {
+        let workers = &self.inner.workers;
+        let slot = usize::try_from(group % workers.len() as u64).unwrap_or(0);
+        &workers[slot]
+    }
+
+    fn groups_dir(&self) -> PathBuf {
+        self.inner.config.dir.join("groups")
+    }
+
+    fn group_dir(&self, group: u64) -> PathBuf {
+        self.groups_dir().join(group.to_string())
+    }
+
+    /// The directory that [`Engine::start`] keeps its things in.
+    pub fn dir(&self) -> &Path {
+        &self.inner.config.dir
+    }
+}
+
+fn start_worker(
+    config: &EngineConfig,
+    journal: &Arc<Mutex<HardStateJournal>>,
+    number: usize,
+) -> Result<WorkerThread, StorageError> {
+    let inbox = Arc::new(Inbox::default());
+    let sync_queue = Arc::new(SyncQueue::default());
+    let worker = Worker {
+        inbox: Arc::clone(&inbox),
+        sync_queue: Arc::clone(&sync_queue),
+        journal: Arc::clone(journal),
+        outbox: Arc::clone(&config.outbox),
+        clock: Arc::clone(&config.clock),
+        metrics: Arc::clone(&config.metrics),
+        tick: config.tick,
+        retention_check: config.retention_check,
+        fatal: Arc::clone(&config.fatal),
+        replicas: BTreeMap::new(),
+        answers: HashMap::new(),
+        next_token: 1,
+        dirty: Vec::new(),
+        ticks: 0,
+    };
+    let syncer = Syncer {
+        queue: Arc::clone(&sync_queue),
+        journal: Arc::clone(journal),
+        inbox: Arc::clone(&inbox),
+        clock: Arc::clone(&config.clock),
+        metrics: Arc::clone(&config.metrics),
+        fatal: Arc::clone(&config.fatal),
+    };
+    let thread =
+        |name: String, fatal: Arc<dyn Fn(String) + Send + Sync>, body: Box<dyn FnOnce() + Send>| {
+            let message = format!("the thread {name} panicked; this is a defect");
+            env::spawn_thread(&name, move || {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+                if outcome.is_err() {
+                    // What this thread held in memory cannot be trusted any more, and half a node helps nobody.
+                    fatal(message);
+                }
+            })
+            .map_err(|source| StorageError::Io {
+                operation: "start a thread for",
+                path: config.dir.clone(),
+                source,
+            })
+        };
+    let threads = vec![
+        thread(
+            format!("raft-{number}"),
+            Arc::clone(&config.fatal),
+            Box::new(move || worker.run()),
+        )?,
+        thread(
+            format!("sync-{number}"),
+            Arc::clone(&config.fatal),
+            Box::new(move || syncer.run()),
+        )?,
+    ];
+    Ok(WorkerThread { inbox, sync_queue, threads: Mutex::new(threads) })
+}

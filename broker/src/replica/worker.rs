@@ -1,0 +1,345 @@
+//! A worker thread: drives many cores.
+//!
+//! Owns: the burst. Drain the inbox, step and tick the cores, propose what was asked, then in one go hand to the syncer what must
+//! become durable, send one batch to each peer node, answer waiters. Never: waits for a disk sync or a socket.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_proto::internal::{GroupMessage, PeerBatch};
+use highwater_storage::{HardState, HardStateJournal};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::convert;
+use super::core::{Answer, Core, Effects, Proposal};
+use super::engine::{Outbox, PartitionSettings};
+use super::handle::Shared;
+use super::inbox::{Inbox, Input};
+use super::retention;
+use super::syncer::{SyncQueue, SyncRequest, Synced};
+use crate::env::Clock;
+use crate::error::BrokerError;
+use crate::metrics::Metrics;
+
+/// Payload bytes after which a batch to a peer is sent and another begun. With one more message it still fits a request.
+const PEER_BATCH_BYTES: usize = 3 << 20;
+/// Ticks between two refreshes of what a leader publishes about its followers.
+const FOLLOWERS_TICKS: u64 = 4;
+
+const _: () =
+    assert!(PEER_BATCH_BYTES + highwater_proto::batch::BATCH_BYTES_MAX + (1 << 16) < 8 << 20);
+
+type Answers = HashMap<u64, oneshot::Sender<Result<Answer, BrokerError>>>;
+
+/// A core with what the worker keeps beside it.
+pub(crate) struct Replica {
+    pub(crate) core: Core,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settings: PartitionSettings,
+    pub(crate) effects: Effects,
+    pub(crate) proposals: Vec<Proposal>,
+    pub(crate) dirty: bool,
+    pub(crate) elections_counted: u64,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("group", &self.shared.group).finish_non_exhaustive()
+    }
+}
+
+/// The thread's state.
+pub(crate) struct Worker {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) sync_queue: Arc<SyncQueue>,
+    pub(crate) journal: Arc<Mutex<HardStateJournal>>,
+    pub(crate) outbox: Arc<dyn Outbox>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tick: Duration,
+    pub(crate) retention_check: Duration,
+    pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
+    pub(crate) replicas: BTreeMap<u64, Replica>,
+    pub(crate) answers: Answers,
+    pub(crate) next_token: u64,
+    pub(crate) dirty: Vec<u64>,
+    pub(crate) ticks: u64,
+}
+
+impl Worker {
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self) {
+        let mut inputs = Vec::new();
+        let mut next_tick = self.clock.monotonic() + self.tick;
+        let mut next_retention = self.clock.monotonic() + self.retention_check;
+        loop {
+            let timeout = next_tick.saturating_sub(self.clock.monotonic());
+            self.inbox.take(timeout, &mut inputs);
+            for input in inputs.drain(..) {
+                if matches!(input, Input::Stop) {
+                    self.finish();
+                    return;
+                }
+                self.handle(input);
+            }
+            let now = self.clock.monotonic();
+            if now >= next_tick {
+                // A late thread ticks once: time in which it could not have heard a heartbeat is not held against the leader.
+                next_tick = now + self.tick;
+                self.tick();
+            }
+            if now >= next_retention {
+                next_retention = now + self.retention_check;
+                self.retain();
+            }
+            self.propose();
+            self.flush();
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        match input {
+            Input::Step { group, message, wants_appended } => self.on(group, |core, effects| {
+                let from = message.from;
+                if let Err(why) = core.step(message, wants_appended, effects) {
+                    tracing::debug!(group, from, %why, "message refused");
+                }
+            }),
+            Input::PeerAppended(ack) => {
+                self.on(ack.group_id, |core, effects| core.peer_appended(&ack, effects));
+            }
+            Input::Propose { group, body, answer } => {
+                let token = self.next_token;
+                self.next_token += 1;
+                let Some(replica) = self.replicas.get_mut(&group) else {
+                    let _ = answer.send(Err(BrokerError::NotLeader { leader: None }));
+                    return;
+                };
+                self.answers.insert(token, answer);
+                replica.proposals.push(Proposal { token, body });
+                mark(&mut self.dirty, replica);
+            }
+            Input::Synced(synced) => {
+                for Synced { group, number, point } in synced {
+                    self.on(group, |core, effects| core.persisted(number, &point, effects));
+                }
+            }
+            Input::Add(replica) => {
+                let group = replica.shared.group;
+                self.replicas.insert(group, *replica);
+                self.on(group, |_, _| {});
+            }
+            Input::Remove { group, done } => {
+                self.replicas.remove(&group);
+                let _ = done.send(());
+            }
+            Input::Configure { group, settings } => {
+                if let Some(replica) = self.replicas.get_mut(&group) {
+                    replica.core.log_mut().set_segment_bytes(settings.segment_bytes);
+                    replica.settings = settings;
+                }
+            }
+            Input::Transfer { group, to, answer } => {
+                let mut chosen = None;
+                self.on(group, |core, effects| chosen = core.transfer_leadership(to, effects));
+                let _ = answer.send(chosen);
+            }
+            Input::Unreachable { node } => self.unreachable(node),
+            Input::Stop => {}
+        }
+    }
+
+    /// Calls a core and marks it for this burst's flush.
+    fn on(&mut self, group: u64, call: impl FnOnce(&mut Core, &mut Effects)) {
+        if let Some(replica) = self.replicas.get_mut(&group) {
+            call(&mut replica.core, &mut replica.effects);
+            mark(&mut self.dirty, replica);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        for (group, replica) in &mut self.replicas {
+            replica.core.tick(&mut replica.effects);
+            // Staggered, so that thousands of groups do not all refresh on the same tick.
+            if (self.ticks + group).is_multiple_of(FOLLOWERS_TICKS) && replica.core.is_leader() {
+                *replica.shared.followers.lock() = replica.core.followers();
+            }
+            let elections = replica.core.elections();
+            self.metrics.elections_started(elections - replica.elections_counted);
+            replica.elections_counted = elections;
+            mark(&mut self.dirty, replica);
+        }
+    }
+
+    fn unreachable(&mut self, node: u64) {
+        for replica in self.replicas.values_mut().filter(|replica| replica.core.is_leader()) {
+            let on_node = replica.core.nodes().iter().find(|(_, on)| **on == node);
+            if let Some(id) = on_node.map(|(id, _)| *id) {
+                replica.core.peer_unreachable(id);
+            }
+        }
+    }
+
+    fn propose(&mut self) {
+        let now_ms = self.clock.wall_ms();
+        for group in &self.dirty {
+            let Some(replica) = self.replicas.get_mut(group) else { continue };
+            if !replica.proposals.is_empty() {
+                let proposals = std::mem::take(&mut replica.proposals);
+                replica.core.propose(proposals, now_ms, &mut replica.effects);
+            }
+        }
+    }
+
+    fn retain(&mut self) {
+        let now_ms = self.clock.wall_ms();
+        for replica in self.replicas.values_mut() {
+            let proposal = retention::check(&mut replica.core, &replica.settings, now_ms);
+            if let Some(offset) = proposal {
+                let token = self.next_token;
+                self.next_token += 1;
+                let body = super::core::ProposalBody::AdvanceLogStart(offset);
+                replica.proposals.push(Proposal { token, body });
+                mark(&mut self.dirty, replica);
+            }
+        }
+    }
+
+    /// Carries out the effects of a burst: the sync starts first, and runs while messages and answers go out.
+    fn flush(&mut self) {
+        let mut request = SyncRequest::default();
+        let mut hard_states: Vec<(u64, HardState)> = Vec::new();
+        let mut batches: BTreeMap<u64, PeerBatch> = BTreeMap::new();
+        let mut bytes: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut answers = Vec::new();
+        for group in std::mem::take(&mut self.dirty) {
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            replica.dirty = false;
+            let effects = std::mem::take(&mut replica.effects);
+            if let Some(persist) = effects.persist {
+                hard_states.extend(persist.hard_state.map(|hard_state| (group, hard_state)));
+                let (number, point) = (persist.number, persist.point);
+                request.points.push(Synced { group, number, point });
+            }
+            for checkpoint in effects.checkpoints {
+                request.checkpoints.push((replica.core.files().clone(), checkpoint));
+            }
+            if effects.appended_entries > 0 {
+                self.metrics.append_done(effects.appended_bytes, effects.appended_entries);
+            }
+            for outbound in effects.messages {
+                let Some(node) = replica.core.nodes().get(&outbound.message.to).copied() else {
+                    continue;
+                };
+                let size = bytes.entry(node).or_insert(0);
+                *size += outbound.message.entries.iter().map(|e| e.data.len()).sum::<usize>();
+                let batch = batches.entry(node).or_default();
+                batch.messages.push(GroupMessage {
+                    group_id: group,
+                    message: Some(convert::to_wire(outbound.message)),
+                    wants_appended: outbound.wants_appended,
+                });
+                if *size >= PEER_BATCH_BYTES {
+                    let sent = std::mem::take(batch);
+                    send(&*self.outbox, &self.metrics, &self.inbox, node, sent, *size);
+                    *size = 0;
+                }
+            }
+            for ack in effects.appended {
+                if let Some(node) = replica.core.nodes().get(&ack.to_replica) {
+                    batches.entry(*node).or_default().appended.push(ack);
+                }
+            }
+            publish(replica, &self.metrics);
+            answers.extend(effects.answers);
+        }
+        self.start_sync(request, &hard_states);
+        for (node, batch) in batches {
+            if !batch.messages.is_empty() || !batch.appended.is_empty() {
+                let size = bytes.get(&node).copied().unwrap_or(0);
+                send(&*self.outbox, &self.metrics, &self.inbox, node, batch, size);
+            }
+        }
+        for (token, answer) in answers {
+            if let Some(waiting) = self.answers.remove(&token) {
+                let _ = waiting.send(answer);
+            }
+        }
+    }
+
+    fn start_sync(&mut self, mut request: SyncRequest, hard_states: &[(u64, HardState)]) {
+        if !hard_states.is_empty() {
+            if let Err(error) = self.journal.lock().put(hard_states) {
+                // Without it no vote may be cast and no entry of a new term acknowledged.
+                (self.fatal)(format!("the hard-state journal cannot be written: {error}"));
+                return;
+            }
+            request.journal = true;
+        }
+        if !request.points.is_empty() || request.journal || !request.checkpoints.is_empty() {
+            self.sync_queue.submit(request);
+        }
+    }
+
+    /// Saves what makes the next start quick. Nothing depends on it.
+    fn finish(&mut self) {
+        let states: Vec<_> = self
+            .replicas
+            .values()
+            .map(|replica| (replica.core.group(), replica.core.hard_state()))
+            .collect();
+        if let Err(error) = self.journal.lock().put(&states) {
+            tracing::warn!(%error, "hard states could not be saved at the end");
+        }
+        self.sync_queue.submit(SyncRequest { journal: true, ..SyncRequest::default() });
+    }
+}
+
+fn mark(dirty: &mut Vec<u64>, replica: &mut Replica) {
+    if !replica.dirty {
+        replica.dirty = true;
+        dirty.push(replica.shared.group);
+    }
+}
+
+fn send(
+    outbox: &dyn Outbox,
+    metrics: &Metrics,
+    inbox: &Inbox,
+    node: u64,
+    batch: PeerBatch,
+    bytes: usize,
+) {
+    let messages = batch.messages.len() as u64;
+    if outbox.send(node, batch) {
+        metrics.raft_messages_sent(messages, bytes as u64);
+    } else {
+        metrics.raft_messages_dropped(messages);
+        inbox.push(Input::Unreachable { node });
+    }
+}
+
+/// Shows readers and routers what changed.
+fn publish(replica: &mut Replica, metrics: &Metrics) {
+    let now = replica.core.visible();
+    let changed = replica.shared.visible.send_if_modified(|visible| {
+        let changed = *visible != now;
+        if visible.leader != now.leader && now.leader != 0 {
+            metrics.leader_changes(1);
+        }
+        *visible = now;
+        changed
+    });
+    if changed && !now.is_leader {
+        replica.shared.followers.lock().clear();
+    }
+    if let Some(why) = replica.core.broken() {
+        let mut quarantined = replica.shared.quarantined.lock();
+        if quarantined.is_none() {
+            *quarantined = Some(why.to_owned());
+        }
+    }
+}

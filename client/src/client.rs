@@ -3,13 +3,16 @@
 //! Owns: [`Client`] and what its clones share: configuration, surroundings, connections, metadata. Never: the protocols of
 //! producing and consuming.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::admin::Admin;
-use crate::config::{ClientBuilder, ClientConfig, SERVERS_VARIABLE};
+use crate::config::{Backoff, ClientBuilder, ClientConfig, SERVERS_VARIABLE};
+use crate::connections::Connections;
 use crate::consumer::ConsumerBuilder;
 use crate::env::Env;
-use crate::error::ConnectError;
+use crate::error::{ConnectError, Refusal, reason};
+use crate::metadata::Metadata;
 use crate::producer::ProducerBuilder;
 
 /// A connection to a cluster: cheap to clone, `Send + Sync`, shared by any number of producers and consumers.
@@ -31,6 +34,8 @@ pub struct Client {
 pub(crate) struct Shared {
     pub(crate) config: ClientConfig,
     pub(crate) env: Env,
+    pub(crate) connections: Connections,
+    pub(crate) metadata: Metadata,
 }
 
 impl Client {
@@ -53,7 +58,48 @@ impl Client {
     }
 
     pub(crate) async fn connect_with(config: ClientConfig, env: Env) -> Result<Self, ConnectError> {
-        Ok(Self { shared: Arc::new(Shared { config, env }) })
+        let after = config.connect_timeout;
+        let deadline = env.now() + after;
+        let client_id = config.client_id.clone();
+        let connections = Connections::new(client_id, config.connect_timeout, env.clone());
+        let metadata = Metadata::new(&config, env.clone());
+        let shared = Shared { config, env, connections, metadata };
+        let client = Self { shared: Arc::new(shared) };
+        let mut attempts = BTreeMap::new();
+        let reached = tokio::time::timeout_at(deadline, client.reach_any(&mut attempts)).await;
+        match reached {
+            Ok(Ok(())) => Ok(client),
+            Ok(Err(error)) => Err(error),
+            Err(_late) => {
+                let attempts = attempts.into_iter().collect();
+                Err(ConnectError::Unreachable { after, attempts })
+            }
+        }
+    }
+
+    /// Asks address after address, round after round, until one answers.
+    async fn reach_any(
+        &self,
+        attempts: &mut BTreeMap<String, Refusal>,
+    ) -> Result<(), ConnectError> {
+        let Shared { config, env, connections, metadata } = &*self.shared;
+        let mut backoff = Backoff::default();
+        loop {
+            for address in metadata.candidates() {
+                match metadata.meet(connections, &address).await {
+                    Ok(()) => return Ok(()),
+                    Err(refusal) if refusal.reason() == reason::INVALID_ARGUMENT => {
+                        return Err(ConnectError::InvalidOption {
+                            what: "servers",
+                            value: address.to_string(),
+                            why: refusal.message,
+                        });
+                    }
+                    Err(refusal) => _ = attempts.insert(address.to_string(), refusal),
+                }
+            }
+            tokio::time::sleep_until(backoff.failed(&config.retry, env)).await;
+        }
     }
 
     /// Publishes to a topic.

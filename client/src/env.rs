@@ -47,6 +47,11 @@ impl Env {
         self.runtime.spawn(future)
     }
 
+    /// Makes the client's runtime the current one, for libraries that start tasks of their own.
+    pub(crate) fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
+        self.runtime.enter()
+    }
+
     /// A duration between half of `duration` and all of it, so that many clients do not retry in step.
     pub(crate) fn jittered(&self, duration: Duration) -> Duration {
         duration.mul_f64(self.random.lock().random_range(0.5..=1.0))

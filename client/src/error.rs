@@ -103,7 +103,7 @@ impl Refusal {
                         code,
                         Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted
                     ),
-                may_have_been_written: connection
+                may_have_been_written: (connection && !never_connected(status))
                     || matches!(code, Code::DeadlineExceeded | Code::Internal | Code::Aborted),
             };
         };
@@ -197,6 +197,18 @@ fn judge(word: &str) -> (bool, bool) {
         reason::INTERNAL => (false, true),
         _ => (false, false),
     }
+}
+
+/// Whether the call never left, because there was no connection to send it on.
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// The name of a status code as gRPC spells it.

@@ -48,9 +48,11 @@
 mod admin;
 mod client;
 mod config;
+mod connections;
 mod consumer;
 mod env;
 mod error;
+mod metadata;
 mod producer;
 mod record;
 mod types;

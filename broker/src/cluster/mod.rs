@@ -5,6 +5,7 @@
 
 pub mod node;
 pub mod peer;
+pub mod topic_config;
 
 pub use node::{
     ClusterView, Node, NodeConfig, NodeDeps, NodeView, PartitionView, ReadyState, StartError, TopicView,

@@ -261,7 +261,8 @@ fn append_time_replaces_the_records_own_timestamps() {
 #[test]
 fn header_fields_that_contradict_each_other_are_refused_at_either_depth() {
     let batch = one_record(b"v");
-    let cases: [(&str, fn(&mut BatchHeader)); 9] = [
+    type Change = fn(&mut BatchHeader);
+    let cases: [(&str, Change); 9] = [
         ("record count", |header| header.record_count = 2),
         ("record count", |header| header.last_offset_delta = 1),
         ("record count", |header| header.last_offset_delta = i32::MAX),

@@ -94,9 +94,19 @@ fn sizes_that_compressed_data_merely_states_are_not_believed() {
     let one_mib: &[u8] = &[0x80, 0x80, 0x40, 0];
     let framed = [XERIAL_HEADER, &[0, 0, 0, 4], one_mib].concat();
     let framed_length = [XERIAL_HEADER, &[0xff, 0xff, 0xff, 0xff], one_mib].concat();
-    for body in [four_gib, one_mib, &framed, &framed_length, XERIAL_HEADER.split_at(9).0] {
-        let error = refusal(Compression::Snappy, body);
-        assert!(matches!(error, BatchError::Decompress { .. }), "{body:?}: {error:?}");
+    let cases: [(&[u8], &str); 5] = [
+        (four_gib, "a snappy block cannot be as large as it says"),
+        (one_mib, "a snappy block cannot be as large as it says"),
+        (&framed, "a snappy block cannot be as large as it says"),
+        (&framed_length, "a snappy block is cut"),
+        (&XERIAL_HEADER[..9], "the snappy header is cut"),
+    ];
+    for (body, expected) in cases {
+        match refusal(Compression::Snappy, body) {
+            // The text tells that the refusal came before the allocation.
+            BatchError::Decompress { source, .. } => assert_eq!(source.to_string(), expected),
+            other => panic!("{expected}: {other:?}"),
+        }
     }
     // A zstd frame with a content size of 2^56 bytes and then one raw block of one byte; the same with a window of
     // more than a TiB instead.

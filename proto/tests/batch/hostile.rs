@@ -248,5 +248,18 @@ fn counts_that_are_not_those_of_the_records_are_refused() {
     let twice = [one.clone(), one].concat();
     let refused = batch_around(Compression::None, 2, &twice);
     assert!(matches!(check(&refused), Err(BatchError::InvalidRecord { index: 1, .. })));
-    run_all(&refused);
+    let read: Vec<_> = BatchView::parse(refused.into()).unwrap().records().unwrap().collect();
+    assert!(matches!(read[..], [Ok(_), Err(BatchError::InvalidRecord { index: 1, .. })]));
+}
+
+#[test]
+fn one_byte_behind_the_last_record_is_an_error_for_validation_and_for_readers() {
+    let mut body = record(&[&[0, 0, 0, 1, 1, 0]]);
+    body.push(0);
+    let batch = batch_around(Compression::None, 1, &body);
+    assert!(matches!(check(&batch), Err(BatchError::TrailingRecordBytes { extra: 1 })));
+    let mut records = BatchView::parse(batch.into()).unwrap().records().unwrap();
+    assert!(matches!(records.next(), Some(Ok(_))));
+    assert!(matches!(records.next(), Some(Err(BatchError::TrailingRecordBytes { extra: 1 }))));
+    assert!(records.next().is_none());
 }

@@ -2,6 +2,12 @@
 //!
 //! Owns the generators of records that both share. Never looks inside the codec.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "all of this crate is tests, its helpers too"
+)]
+
 mod bombs;
 mod hostile;
 mod oracle;

@@ -69,12 +69,10 @@ fn decode_theirs(batch: &Bytes) -> RecordSet {
 /// What our reader makes of a batch, checked to be at `base_offset` and on.
 fn read_ours(batch: &Bytes, base_offset: i64) -> Vec<Plain> {
     let view = BatchView::parse(batch.clone()).unwrap();
-    let mut expected_offset = base_offset;
     let mut plain = Vec::new();
-    for record in view.records().unwrap() {
+    for (expected_offset, record) in (base_offset..).zip(view.records().unwrap()) {
         let record = record.unwrap();
         assert_eq!(record.offset, expected_offset);
-        expected_offset += 1;
         let header = |(key, value): (Bytes, Option<Bytes>)| {
             (String::from_utf8(key.to_vec()).unwrap(), value.map(Into::into))
         };

@@ -12,6 +12,7 @@ pub mod partitioner;
     missing_docs,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated from the .proto files, which hold the docs"
 )]
 mod generated {

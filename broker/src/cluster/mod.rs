@@ -3,13 +3,23 @@
 //! Owns: [`Node`], the metadata state machine, founding, the reconciler that creates and removes replicas. Never: gRPC
 //! (peers are reached through the traits in [`peer`]), records.
 
-pub mod node;
+mod commands;
+mod events;
+mod founding;
+mod leadership;
+mod lifecycle;
+mod metadata;
+mod node;
+mod options;
 pub mod peer;
+mod placement;
+mod reconcile;
 pub mod topic_config;
+mod view;
 
-pub use node::{
-    ClusterView, Node, NodeConfig, NodeDeps, NodeView, PartitionView, ReadyState, StartError, TopicView,
-};
+pub use node::Node;
+pub use options::{NodeConfig, NodeDeps, StartError};
+pub use view::{ClusterView, NodeView, PartitionView, ReadyState, TopicView};
 
 /// A broker process, for ever; from 1.
 pub type NodeId = u64;
@@ -17,3 +27,6 @@ pub type NodeId = u64;
 pub type GroupId = u64;
 /// A Raft peer of one group; never used again after its removal.
 pub type ReplicaId = u64;
+
+/// The metadata group.
+pub const METADATA_GROUP: GroupId = 0;

@@ -1,202 +1,138 @@
 //! The node: what `rpc` asks and tells.
 //!
-//! Owns: the facade over metadata, routing and the replicas on this node. Never: gRPC.
+//! Owns: the facade over metadata, routing and the replicas on this node. Never: gRPC. The other files of this folder
+//! add to [`Node`]: `lifecycle` starts and stops it, `commands` changes metadata, `events` hears from peers.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use highwater_proto::internal;
-use highwater_storage::{Disk, StorageError};
+use highwater_storage::{DirLock, Identity};
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use super::peer::{PeerCalls, PeerEvents, PeerStreams};
-use super::{GroupId, NodeId, ReplicaId};
-use crate::env::{Clock, Tasks};
+use super::founding::{FEATURE_LEVEL, Founder};
+use super::leadership::Leadership;
+use super::metadata::Metadata;
+use super::options::{NodeConfig, NodeDeps};
+use super::view::{ClusterView, ReadyState, TopicView};
+use super::{GroupId, METADATA_GROUP, NodeId};
 use crate::error::BrokerError;
-use crate::metrics::Metrics;
-use crate::replica::PartitionHandle;
+use crate::replica::{Engine, PartitionHandle};
 
-/// The cluster as this node knows it; immutable, replaced as a whole.
-#[derive(Clone, Debug, Default)]
-pub struct ClusterView {
-    /// The cluster's id; empty before founding.
-    pub cluster_id: String,
-    /// The cluster's feature level.
-    pub feature_level: u32,
-    /// Grows with every change, leaders included.
-    pub version: u64,
-    /// Nodes by id.
-    pub nodes: BTreeMap<NodeId, NodeView>,
-    /// Topics by name.
-    pub topics: BTreeMap<String, Arc<TopicView>>,
-    /// Leader and epoch of each group, as far as known (own groups and what leaders told).
-    pub leaders: BTreeMap<GroupId, (NodeId, u64)>,
-}
-
-/// A node of the cluster.
-#[derive(Clone, Debug)]
-pub struct NodeView {
-    /// Its id.
-    pub id: NodeId,
-    /// Where other nodes reach it.
-    pub internal_address: String,
-    /// Where clients reach it, by listener name.
-    pub listeners: BTreeMap<String, String>,
-    /// Its version.
-    pub version: String,
-}
-
-/// A topic.
-#[derive(Clone, Debug)]
-pub struct TopicView {
-    /// Its name.
-    pub name: String,
-    /// Its id.
-    pub id: String,
-    /// Its partitions, by number.
-    pub partitions: Vec<PartitionView>,
-    /// Configuration that differs from the defaults.
-    pub config: BTreeMap<String, String>,
-}
-
-/// A partition.
-#[derive(Clone, Debug)]
-pub struct PartitionView {
-    /// Its Raft group.
-    pub group: GroupId,
-    /// Its replicas with their nodes; the first is the preferred leader.
-    pub replicas: Vec<(ReplicaId, NodeId)>,
-}
-
-/// Whether the node serves, and if not, why.
-#[derive(Clone, Debug, Default)]
-pub struct ReadyState {
-    /// Joined, caught up, serving.
-    pub ready: bool,
-    /// One line for each check, for people: "ok metadata: ..." or "waiting for seed 10.0.0.2:7421: connection refused".
-    pub checks: Vec<String>,
-}
-
-/// What a node needs to know to start.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// Its id; `None` takes what the data directory holds, else its place in the seed list (1 without seeds).
-    pub node_id: Option<NodeId>,
-    /// Where everything is kept.
-    pub data_dir: PathBuf,
-    /// Internal addresses of the founding nodes, in the same order on every node; empty for a cluster of one.
-    pub seeds: Vec<String>,
-    /// Where other nodes reach this one.
-    pub internal_advertise: String,
-    /// Where clients reach it, by listener name.
-    pub listeners: BTreeMap<String, String>,
-    /// Raft's clock tick in milliseconds.
-    pub tick_ms: u64,
-    /// Ticks between a leader's heartbeats.
-    pub heartbeat_ticks: u32,
-    /// Shortest election timeout in ticks; the actual one is drawn between this and twice this.
-    pub election_ticks: u32,
-    /// Replicas of a partition when a topic does not say; bounded by the number of nodes.
-    pub default_replication_factor: u32,
-    /// Most topics in the cluster.
-    pub topics_max: u32,
-    /// Most partitions in the cluster, replicas not counted.
-    pub partitions_max: u32,
-    /// How often retention looks for segments to delete, in milliseconds.
-    pub retention_check_ms: u64,
-    /// Longest wait of a graceful stop for leaderships to move and appends to finish, in milliseconds.
-    pub shutdown_ms_max: u64,
-}
-
-/// What a node runs on: everything that the simulator or a test replaces.
-#[derive(Clone)]
-pub struct NodeDeps {
-    /// Unary calls to peers.
-    pub calls: Arc<dyn PeerCalls>,
-    /// Raft traffic to peers.
-    pub streams: Arc<dyn PeerStreams>,
-    /// The clock.
-    pub clock: Arc<dyn Clock>,
-    /// The disk.
-    pub disk: Arc<dyn Disk>,
-    /// Where tasks run.
-    pub tasks: Tasks,
-    /// Where figures go.
-    pub metrics: Arc<Metrics>,
-    /// Seeds every random choice of the node.
-    pub seed: u64,
-}
-
-/// Why a node could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration does not fit the data directory or itself: exit code 2.
-    #[error("{key}: {why}")]
-    Config {
-        /// The configuration key.
-        key: &'static str,
-        /// What is wrong and how to mend it.
-        why: String,
-    },
-    /// The machine or the data failed: exit code 1.
-    #[error("cannot start from {}: {source}", .data_dir.display())]
-    Storage {
-        /// The data directory.
-        data_dir: PathBuf,
-        /// What failed.
-        source: StorageError,
-    },
-    /// A thread or socket could not be had: exit code 1.
-    #[error("cannot start: {0}")]
-    Io(#[from] std::io::Error),
+/// State of a node, shared by its tasks and its clones.
+pub(super) struct Inner {
+    pub(super) id: NodeId,
+    pub(super) config: NodeConfig,
+    pub(super) deps: NodeDeps,
+    pub(super) identity: Mutex<Identity>,
+    pub(super) founder: Founder,
+    pub(super) engine: Engine,
+    pub(super) leadership: Arc<Leadership>,
+    /// Written by the metadata state machine.
+    pub(super) metadata: watch::Sender<Arc<Metadata>>,
+    pub(super) view: watch::Sender<Arc<ClusterView>>,
+    pub(super) stopping: watch::Sender<bool>,
+    pub(super) fault: watch::Sender<Option<String>>,
+    /// Why the node does not belong to a cluster yet.
+    pub(super) waiting: Mutex<String>,
+    /// When each peer was last heard from, by the monotonic clock.
+    pub(super) heard: Mutex<BTreeMap<NodeId, Duration>>,
+    /// The highest boot counter seen of each peer since this process started.
+    pub(super) boots: Mutex<BTreeMap<NodeId, u64>>,
+    /// Producer ids left of this node's lease: next and end.
+    pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
+    /// Replicas that are on disk here and cannot be used, and why.
+    pub(super) unusable: Mutex<BTreeMap<GroupId, String>>,
+    /// The metadata group knows of this start of the node.
+    pub(super) registered: AtomicBool,
+    /// Ends the background tasks.
+    pub(super) cancel: CancellationToken,
+    /// Held for as long as the directory is used.
+    pub(super) lock: Mutex<Option<DirLock>>,
 }
 
 /// This node. Cheap to clone.
 #[derive(Clone)]
-pub struct Node {}
+pub struct Node {
+    pub(super) inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
 
 impl Node {
-    /// Opens the data directory, starts workers and every replica in it, and begins to found, join or rejoin the cluster in
-    /// the background. Serving may begin at once: what needs the cluster answers `NotReady` until then.
-    pub fn start(config: NodeConfig, deps: NodeDeps) -> Result<Node, StartError> {
-        let _ = (config, deps);
-        todo!()
-    }
-
-    /// Stops gracefully: not ready, leaderships handed over, appends drained, everything synced, threads ended.
-    pub async fn stop(&self) {
-        todo!()
-    }
-
-    /// Completes with the reason when the node hit a fault it must not survive (a failed sync): the process exits with 1.
-    pub async fn fatal_fault(&self) -> String {
-        todo!()
-    }
-
-    /// Its id; 0 before founding when none was configured.
+    /// Its id; 0 where neither configuration, data directory nor seed list says one.
     pub fn id(&self) -> NodeId {
-        todo!()
+        self.inner.id
     }
 
     /// The cluster as this node knows it.
     pub fn view(&self) -> Arc<ClusterView> {
-        todo!()
+        self.inner.view.borrow().clone()
     }
 
     /// Changes whenever [`Node::view`] does.
     pub fn watch_view(&self) -> watch::Receiver<Arc<ClusterView>> {
-        todo!()
-    }
-
-    /// Whether the node serves.
-    pub fn ready_state(&self) -> ReadyState {
-        todo!()
+        self.inner.view.subscribe()
     }
 
     /// Becomes true when the node is asked to stop: streams say goodbye and end.
     pub fn watch_stopping(&self) -> watch::Receiver<bool> {
-        todo!()
+        self.inner.stopping.subscribe()
+    }
+
+    /// Whether the node serves, check by check.
+    pub fn ready_state(&self) -> ReadyState {
+        let mut checks = Vec::new();
+        let mut ready = true;
+        let mut check = |ok: bool, what: &str, detail: String| {
+            ready &= ok;
+            checks.push(format!("{} {what}: {detail}", if ok { "ok" } else { "waiting" }));
+        };
+        if *self.inner.stopping.borrow() {
+            check(false, "process", "the node is stopping".into());
+        }
+        let cluster_id = self.inner.identity.lock().cluster_id.clone();
+        if cluster_id.is_empty() {
+            check(false, "cluster", self.inner.waiting.lock().clone());
+            return ReadyState { ready, checks };
+        }
+        check(true, "cluster", format!("member of {cluster_id} as node {}", self.inner.id));
+        match self.metadata_leader() {
+            0 => check(false, "metadata", "no leader; a majority of the nodes must be up".into()),
+            leader => check(true, "metadata", format!("led by node {leader}")),
+        }
+        let registered = self.inner.registered.load(std::sync::atomic::Ordering::Acquire);
+        let detail = if registered { "caught up" } else { "not caught up yet" };
+        check(registered, "registration", detail.into());
+        let (in_service, assigned) = self.replicas_in_service();
+        check(in_service == assigned, "replicas", format!("{in_service} of {assigned} in service"));
+        for (group, why) in self.inner.unusable.lock().iter() {
+            check(true, "quarantine", format!("group {group} is out of service here: {why}"));
+        }
+        ReadyState { ready, checks }
+    }
+
+    /// Replicas that are in service or known to be unusable, and those that belong here.
+    fn replicas_in_service(&self) -> (usize, usize) {
+        let metadata = self.inner.metadata.borrow().clone();
+        let unusable = self.inner.unusable.lock();
+        let mut counts = (0, 0);
+        for partition in metadata.topics.values().flat_map(|topic| &topic.partitions) {
+            if partition.replicas.iter().any(|(_, node)| *node == self.inner.id) {
+                let served = self.inner.engine.get(partition.group).is_some()
+                    || unusable.contains_key(&partition.group);
+                counts = (counts.0 + usize::from(served), counts.1 + 1);
+            }
+        }
+        counts
     }
 
     /// The replica on this node that leads the partition. Errors: unknown topic or partition, id mismatch (an empty
@@ -207,120 +143,95 @@ impl Node {
         topic_id: &str,
         partition: u32,
     ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
-        let _ = (topic, topic_id, partition);
-        todo!()
+        let view = self.inner.view.borrow();
+        if view.cluster_id.is_empty() {
+            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
+        }
+        let Some(found) = view.topics.get(topic) else {
+            return Err(BrokerError::UnknownTopic { topic: topic.to_owned() });
+        };
+        if !topic_id.is_empty() && topic_id != found.id {
+            return Err(BrokerError::TopicIdMismatch {
+                topic: topic.to_owned(),
+                expected: topic_id.to_owned(),
+                found: found.id.clone(),
+            });
+        }
+        let slot = usize::try_from(partition).ok().and_then(|slot| found.partitions.get(slot));
+        let Some(slot) = slot else {
+            return Err(BrokerError::UnknownPartition {
+                topic: topic.to_owned(),
+                partition,
+                partitions: u32::try_from(found.partitions.len()).unwrap_or(u32::MAX),
+            });
+        };
+        match self.inner.engine.get(slot.group) {
+            Some(replica) if replica.is_leader() => Ok((Arc::clone(found), replica)),
+            _ => {
+                let leader = view.leaders.get(&slot.group).map(|(node, _)| *node);
+                Err(BrokerError::NotLeader { leader: leader.filter(|id| *id != self.inner.id) })
+            }
+        }
     }
 
     /// The replica of a group on this node, leading or not.
     pub fn replica(&self, group: GroupId) -> Option<PartitionHandle> {
-        let _ = group;
-        todo!()
+        self.inner.engine.get(group)
     }
 
-    /// All replicas on this node.
+    /// All replicas of partitions on this node.
     pub fn replicas(&self) -> Vec<(GroupId, PartitionHandle)> {
-        todo!()
+        let mut all = self.inner.engine.all();
+        all.retain(|(group, _)| *group != METADATA_GROUP);
+        all
+    }
+
+    /// Replicas that are on disk here and out of service, and why.
+    pub fn unusable_replicas(&self) -> BTreeMap<GroupId, String> {
+        self.inner.unusable.lock().clone()
     }
 
     /// Whether a node has been heard from within the election timeout. True for this node.
     pub fn is_alive(&self, node: NodeId) -> bool {
-        let _ = node;
-        todo!()
+        if node == self.inner.id {
+            return true;
+        }
+        let config = &self.inner.config;
+        let patience = Duration::from_millis(config.tick_ms) * config.election_ticks * 2;
+        let now = self.inner.deps.clock.monotonic();
+        self.inner
+            .heard
+            .lock()
+            .get(&node)
+            .is_some_and(|heard| now.saturating_sub(*heard) < patience)
     }
 
     /// Leader of the metadata group; 0 if none is known.
     pub fn metadata_leader(&self) -> NodeId {
-        todo!()
-    }
-
-    /// Applies a command to the metadata group, through its leader wherever that is, and waits until this node has applied it too. A
-    /// refusal by the state machine becomes the matching [`BrokerError`].
-    pub async fn propose_metadata(
-        &self,
-        command: internal::MetadataCommand,
-    ) -> Result<internal::MetadataOutcome, BrokerError> {
-        let _ = command;
-        todo!()
-    }
-
-    /// The same on this node only: `NotLeader` unless it leads the metadata group. What NodeService.ProposeMetadata calls.
-    pub async fn propose_metadata_here(
-        &self,
-        command: internal::MetadataCommand,
-    ) -> Result<internal::MetadataOutcome, BrokerError> {
-        let _ = command;
-        todo!()
-    }
-
-    /// Creates a topic: checks name and limits, places replicas, proposes, waits until the partitions have leaders. `replication_factor` 0
-    /// means the default. The configuration has been checked by the caller.
-    pub async fn create_topic(
-        &self,
-        name: &str,
-        partitions: u32,
-        replication_factor: u32,
-        config: BTreeMap<String, String>,
-    ) -> Result<Arc<TopicView>, BrokerError> {
-        let _ = (name, partitions, replication_factor, config);
-        todo!()
-    }
-
-    /// A producer id that no one else has.
-    pub async fn allocate_producer_id(&self) -> Result<i64, BrokerError> {
-        todo!()
+        self.inner.engine.get(METADATA_GROUP).map_or(0, |replica| replica.status().leader_node)
     }
 
     /// Answers NodeService.GetFoundingState.
     pub fn founding_state(
         &self,
-        request: &internal::GetFoundingStateRequest,
+        _request: &internal::GetFoundingStateRequest,
     ) -> internal::GetFoundingStateResponse {
-        let _ = request;
-        todo!()
+        let founder = &self.inner.founder;
+        internal::GetFoundingStateResponse {
+            cluster_id: self.inner.identity.lock().cluster_id.clone(),
+            seeds: founder.seeds.clone(),
+            member: Some(founder.own.clone()),
+            promised_cluster_id: founder.promises.held().map(|f| f.cluster_id).unwrap_or_default(),
+            feature_level: FEATURE_LEVEL,
+        }
     }
 
-    /// Answers NodeService.PromiseFounding; durable when it returns.
-    pub async fn promise_founding(
-        &self,
-        request: internal::PromiseFoundingRequest,
-    ) -> Result<(), BrokerError> {
-        let _ = request;
-        todo!()
-    }
-
-    /// Answers NodeService.ConfirmFounding.
-    pub async fn confirm_founding(
-        &self,
-        request: internal::ConfirmFoundingRequest,
-    ) -> Result<(), BrokerError> {
-        let _ = request;
-        todo!()
-    }
-}
-
-impl PeerEvents for Node {
-    fn hello(&self, from: &internal::PeerHello) -> Result<internal::PeerHello, BrokerError> {
-        let _ = from;
-        todo!()
-    }
-
-    fn own_hello(&self, to: NodeId) -> internal::PeerHello {
-        let _ = to;
-        todo!()
-    }
-
-    fn hello_answered(&self, answer: &internal::PeerHello) -> Result<(), BrokerError> {
-        let _ = answer;
-        todo!()
-    }
-
-    fn deliver(&self, from: NodeId, batch: internal::PeerBatch) {
-        let _ = (from, batch);
-        todo!()
-    }
-
-    fn unreachable(&self, node: NodeId) {
-        let _ = node;
-        todo!()
+    /// Completes with the reason when the node hit a fault it must not survive (a failed sync): the process exits with 1.
+    pub async fn fatal_fault(&self) -> String {
+        let mut fault = self.inner.fault.subscribe();
+        match fault.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the node was dropped".to_owned(),
+        }
     }
 }

@@ -17,7 +17,7 @@ const ENTRIES_MAX: usize = 1 << 17;
 /// A message from a peer that must not reach the core.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("raft message refused: {0}")]
-pub struct RefusedMessage(String);
+pub(crate) struct RefusedMessage(String);
 
 /// What one replica sends to another, in wire form.
 pub(crate) fn to_wire(message: Message) -> RaftMessage {

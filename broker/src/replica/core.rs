@@ -24,7 +24,7 @@ use raft::{RawNode, StateRole};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-pub(crate) use open::{Birth, CoreConfig, INITIAL_INDEX, INITIAL_TERM, OpenError};
+pub(crate) use open::{Birth, CoreConfig, OpenError};
 pub(crate) use waiters::Answer;
 
 use self::waiters::{Waiter, Waiters};

@@ -13,6 +13,7 @@ use highwater_storage::{Disk, HardState, HardStateJournal, LogOptions, StorageEr
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use super::checkpoint::SmallFiles;
 use super::convert;
 use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
 use super::handle::{PartitionHandle, Shared};
@@ -81,6 +82,8 @@ pub struct EngineConfig {
     pub outbox: Arc<dyn Outbox>,
     /// Called with the reason when the node must stop.
     pub fatal: Arc<dyn Fn(String) + Send + Sync>,
+    /// Called with (group, node, term) when a replica here learns of another leader; node 0 when it knows none. Must be quick.
+    pub leader_changed: Arc<dyn Fn(u64, u64, u64) + Send + Sync>,
 }
 
 /// A replica to create.
@@ -94,8 +97,10 @@ pub struct NewReplica {
     pub topic_id: String,
     /// Its partition's number.
     pub partition: u32,
-    /// All replicas of the group with their nodes.
+    /// All voters of the group with their nodes.
     pub voters: BTreeMap<u64, u64>,
+    /// Replicas that follow without a vote, with their nodes.
+    pub learners: BTreeMap<u64, u64>,
     /// First image of the state machine; empty for partitions.
     pub image: Bytes,
     /// It should lead first.
@@ -205,6 +210,7 @@ impl Engine {
             topic_id: new.topic_id,
             partition: new.partition,
             voters: new.voters,
+            learners: new.learners,
             image: new.image,
             preferred: new.preferred,
         };
@@ -258,6 +264,12 @@ impl Engine {
         handle.inbox.push(Input::Add(Box::new(replica)));
         self.inner.replicas.write().insert(group, handle.clone());
         handle
+    }
+
+    /// The topic of a group that is on disk here.
+    pub fn topic_of(&self, group: u64) -> Result<Option<String>, StorageError> {
+        let files = SmallFiles::new(Arc::clone(&self.inner.config.disk), &self.group_dir(group));
+        Ok(files.load_state()?.map(|state| state.topic_id))
     }
 
     /// The replica of a group, if it is in service here.
@@ -382,6 +394,7 @@ fn start_worker(
         tick: config.tick,
         retention_check: config.retention_check,
         fatal: Arc::clone(&config.fatal),
+        leader_changed: Arc::clone(&config.leader_changed),
         replicas: BTreeMap::new(),
         answers: HashMap::new(),
         next_token: 1,

@@ -142,6 +142,11 @@ impl PartitionHandle {
         BrokerError::NotLeader { leader: leader.filter(|node| *node != self.shared.node) }
     }
 
+    /// Whether the group has replicas on other nodes.
+    pub fn has_peers(&self) -> bool {
+        self.shared.nodes.len() > 1
+    }
+
     /// Whether this replica leads.
     pub fn is_leader(&self) -> bool {
         self.shared.visible.borrow().is_leader

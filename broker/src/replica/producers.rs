@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use highwater_proto::batch::BatchHeader;
+use highwater_proto::batch::{BatchHeader, sequence_add};
 use highwater_proto::internal::{ProducedBatch, ProducerImage};
 
 use crate::error::BrokerError;
@@ -45,11 +45,6 @@ pub(crate) struct Produced {
     pub(crate) append_time_ms: i64,
 }
 
-/// Sequences are 31 bits and wrap to zero.
-fn advance(sequence: i32, by: i32) -> i32 {
-    sequence.wrapping_add(by) & i32::MAX
-}
-
 impl Producers {
     /// What to do with a batch: `None` to append it, or the original of which it is a duplicate.
     pub(crate) fn check(&self, header: &BatchHeader) -> Result<Option<Produced>, BrokerError> {
@@ -68,7 +63,7 @@ impl Producers {
                 current: known.epoch,
             });
         }
-        let last_sequence = last_sequence(header);
+        let last_sequence = header.last_sequence();
         if header.producer_epoch == known.epoch {
             let original = known.batches.iter().find(|batch| {
                 batch.first_sequence == header.base_sequence && batch.last_sequence == last_sequence
@@ -78,7 +73,9 @@ impl Producers {
             }
         }
         let expected = match known.batches.back() {
-            Some(last) if header.producer_epoch == known.epoch => advance(last.last_sequence, 1),
+            Some(last) if header.producer_epoch == known.epoch => {
+                sequence_add(last.last_sequence, 1)
+            }
             _ => 0,
         };
         if header.base_sequence != expected {
@@ -178,7 +175,7 @@ impl Produced {
     ) -> Self {
         Self {
             first_sequence: header.base_sequence,
-            last_sequence: last_sequence(header),
+            last_sequence: header.last_sequence(),
             base_offset,
             index,
             term,
@@ -207,10 +204,6 @@ impl Produced {
             append_time_ms: image.append_time_ms,
         }
     }
-}
-
-fn last_sequence(header: &BatchHeader) -> i32 {
-    advance(header.base_sequence, header.last_offset_delta)
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ pub(crate) struct Worker {
     pub(crate) tick: Duration,
     pub(crate) retention_check: Duration,
     pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
+    pub(crate) leader_changed: Arc<dyn Fn(u64, u64, u64) + Send + Sync>,
     pub(crate) replicas: BTreeMap<u64, Replica>,
     pub(crate) answers: Answers,
     pub(crate) next_token: u64,
@@ -253,7 +254,7 @@ impl Worker {
                     batches.entry(*node).or_default().appended.push(ack);
                 }
             }
-            publish(replica, &self.metrics);
+            publish(replica, &self.metrics, &*self.leader_changed);
             answers.extend(effects.answers);
         }
         self.start_sync(request, &hard_states);
@@ -323,18 +324,24 @@ fn send(
 }
 
 /// Shows readers and routers what changed.
-fn publish(replica: &mut Replica, metrics: &Metrics) {
+fn publish(
+    replica: &mut Replica,
+    metrics: &Metrics,
+    leader_changed: &(dyn Fn(u64, u64, u64) + Send + Sync),
+) {
     let now = replica.core.visible();
-    let changed = replica.shared.visible.send_if_modified(|visible| {
-        let changed = *visible != now;
-        if visible.leader != now.leader && now.leader != 0 {
-            metrics.leader_changes(1);
-        }
-        *visible = now;
-        changed
+    let mut before = now;
+    replica.shared.visible.send_if_modified(|visible| {
+        before = std::mem::replace(visible, now);
+        before != now
     });
-    if changed && !now.is_leader {
-        replica.shared.followers.lock().clear();
+    if (before.leader, before.term, before.is_leader) != (now.leader, now.term, now.is_leader) {
+        metrics.leader_changes(u64::from(before.leader != now.leader && now.leader != 0));
+        let node = replica.core.leader_node().unwrap_or(0);
+        leader_changed(replica.shared.group, node, now.term);
+        if !now.is_leader {
+            replica.shared.followers.lock().clear();
+        }
     }
     if let Some(why) = replica.core.broken() {
         let mut quarantined = replica.shared.quarantined.lock();

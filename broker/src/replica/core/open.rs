@@ -25,9 +25,9 @@ use crate::replica::raft_log::RaftLog;
 
 /// Groups are born with a truncated index above 0, so that a replica that comes later always gets its members by
 /// snapshot.
-pub(crate) const INITIAL_INDEX: u64 = 5;
+const INITIAL_INDEX: u64 = 5;
 /// Term of the truncated entry.
-pub(crate) const INITIAL_TERM: u64 = 5;
+const INITIAL_TERM: u64 = 5;
 /// Ticks for which a new group's preferred leader campaigns early.
 const BIRTH_TICKS: u32 = 20;
 
@@ -53,6 +53,8 @@ pub(crate) struct Birth {
     pub(crate) partition: u32,
     /// The group's first voters, with their nodes.
     pub(crate) voters: BTreeMap<u64, u64>,
+    /// Replicas that follow without a vote, with their nodes.
+    pub(crate) learners: BTreeMap<u64, u64>,
     /// The state machine's first image; empty for partitions.
     pub(crate) image: Bytes,
     /// This replica should lead first.
@@ -107,7 +109,7 @@ impl Core {
             members: Some(convert::members_to_wire(&members)),
             log_start_offset: 0,
             applied_index: INITIAL_INDEX,
-            nodes: birth.voters,
+            nodes: birth.voters.into_iter().chain(birth.learners).collect(),
         })?;
         let mut core = Self::open(config, None)?.ok_or_else(|| {
             OpenError::Image("the replica that was just created is not there".into())

@@ -1,0 +1,255 @@
+//! Changing the cluster's metadata: through the metadata group's leader, wherever that is.
+//!
+//! Owns: finding that leader, trying again, and waiting until this node sees the effect. Never: the commands' meaning
+//! (`metadata`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_proto::internal::metadata_command::Command;
+use highwater_proto::internal::{
+    self, MetadataCommand, MetadataOutcome, PartitionPlacement, ProposeMetadataRequest,
+};
+use prost::Message;
+
+use super::node::Node;
+use super::peer::PeerError;
+use super::view::TopicView;
+use super::{METADATA_GROUP, NodeId, placement};
+use crate::error::BrokerError;
+
+/// Longest wait for the metadata group.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the leaders of a new topic; it exists by then, whether they are there or not.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two tries to find the metadata group's leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Producer ids leased at once.
+const PRODUCER_IDS_PER_LEASE: u32 = 1_000;
+/// Longest topic name.
+const TOPIC_NAME_BYTES_MAX: usize = 249;
+
+impl Node {
+    /// Applies a command to the metadata group, through its leader wherever that is, and waits until this node has applied it
+    /// too. A refusal by the state machine becomes the matching [`BrokerError`].
+    pub async fn propose_metadata(
+        &self,
+        command: MetadataCommand,
+    ) -> Result<MetadataOutcome, BrokerError> {
+        let attempt = async {
+            loop {
+                match self.try_propose(&command).await {
+                    Ok(outcome) => return outcome,
+                    Err(error) => {
+                        tracing::debug!(%error, "the metadata group does not answer; trying again");
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(COMMAND_TIMEOUT, attempt).await.map_err(|_| {
+            BrokerError::NotReady {
+                why: "the metadata group has no leader; a majority of the nodes must be up".into(),
+            }
+        })?;
+        let outcome = accepted(outcome, &command)?;
+        self.wait_applied(outcome.applied_index).await?;
+        Ok(outcome)
+    }
+
+    /// One try; an error is worth another.
+    async fn try_propose(&self, command: &MetadataCommand) -> Result<MetadataOutcome, BrokerError> {
+        let leader = self.metadata_leader();
+        if leader == self.id() {
+            return self.propose_metadata_here(command.clone()).await;
+        }
+        let view = self.view();
+        let Some(node) = view.nodes.get(&leader) else {
+            return Err(BrokerError::NotLeader { leader: None });
+        };
+        let request = ProposeMetadataRequest { command: Some(command.clone()) };
+        let answer = self.inner.deps.calls.propose_metadata(&node.internal_address, request).await;
+        match answer {
+            Ok(answer) => Ok(answer.outcome.unwrap_or_default()),
+            Err(error @ (PeerError::Unreachable { .. } | PeerError::Refused { .. })) => {
+                Err(BrokerError::NotReady { why: error.to_string() })
+            }
+        }
+    }
+
+    /// The same on this node only: `NotLeader` unless it leads the metadata group. What NodeService.ProposeMetadata calls. The
+    /// outcome may be a refusal by the state machine.
+    pub async fn propose_metadata_here(
+        &self,
+        command: MetadataCommand,
+    ) -> Result<MetadataOutcome, BrokerError> {
+        let Some(replica) = self.replica(METADATA_GROUP) else {
+            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
+        };
+        let outcome = replica.command(command.encode_to_vec().into()).await?;
+        MetadataOutcome::decode(outcome).map_err(|error| BrokerError::Internal(error.to_string()))
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<(), BrokerError> {
+        let mut view = self.inner.metadata.subscribe();
+        let applied = view.wait_for(|metadata| metadata.applied_index >= index);
+        match tokio::time::timeout(COMMAND_TIMEOUT, applied).await {
+            Ok(Ok(_)) => {
+                self.refresh_view();
+                Ok(())
+            }
+            _ => Err(BrokerError::NotReady {
+                why: "the change was made, but this node is behind and does not see it yet".into(),
+            }),
+        }
+    }
+
+    /// Creates a topic: checks name and limits, places replicas, proposes, waits until the partitions have leaders.
+    /// `replication_factor` 0 means the default. The configuration has been checked by the caller.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        replication_factor: u32,
+        config: BTreeMap<String, String>,
+    ) -> Result<Arc<TopicView>, BrokerError> {
+        check_topic_name(name)?;
+        let view = self.view();
+        if view.cluster_id.is_empty() {
+            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
+        }
+        if view.topics.contains_key(name) {
+            return Err(BrokerError::TopicExists { topic: name.to_owned() });
+        }
+        let partitions = partitions.max(1);
+        self.check_limits(partitions)?;
+        let nodes: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
+        let replication_factor = match usize::try_from(replication_factor).unwrap_or(usize::MAX) {
+            0 => {
+                let default = self.inner.config.default_replication_factor;
+                usize::try_from(default).unwrap_or(1).clamp(1, nodes.len())
+            }
+            asked if asked <= nodes.len() => asked,
+            asked => {
+                return Err(BrokerError::InvalidArgument {
+                    field: "replication_factor".into(),
+                    why: format!(
+                        "{asked} replicas need as many nodes; the cluster has {}",
+                        nodes.len()
+                    ),
+                });
+            }
+        };
+        let alive = nodes.iter().copied().filter(|node| self.is_alive(*node)).collect();
+        let topics = view.topics.values().map(|topic| &**topic);
+        let placed = placement::place(&nodes, &alive, topics, partitions, replication_factor);
+        let create = internal::CreateTopic {
+            name: name.to_owned(),
+            id: uuid::Uuid::new_v4().to_string(),
+            placements: placed.into_iter().map(|nodes| PartitionPlacement { nodes }).collect(),
+            config,
+        };
+        self.propose_metadata(command(Command::CreateTopic(create))).await?;
+        self.wait_for_leaders(name).await
+    }
+
+    fn check_limits(&self, partitions: u32) -> Result<(), BrokerError> {
+        let metadata = self.inner.metadata.borrow();
+        let config = &self.inner.config;
+        let limit = |what, limit: u32| BrokerError::Overloaded { what, limit: limit.to_string() };
+        if metadata.topics.len() >= usize::try_from(config.topics_max).unwrap_or(usize::MAX) {
+            return Err(limit("number of topics (limits.topics)", config.topics_max));
+        }
+        let total = metadata.partitions() as u64 + u64::from(partitions);
+        if total > u64::from(config.partitions_max) {
+            return Err(limit("number of partitions (limits.partitions)", config.partitions_max));
+        }
+        Ok(())
+    }
+
+    async fn wait_for_leaders(&self, name: &str) -> Result<Arc<TopicView>, BrokerError> {
+        let mut view = self.watch_view();
+        let led = view.wait_for(|view| {
+            view.topics.get(name).is_some_and(|topic| {
+                topic.partitions.iter().all(|p| view.leaders.contains_key(&p.group))
+            })
+        });
+        // The topic exists even if its leaders take longer; clients try again.
+        let _ = tokio::time::timeout(LEADERS_TIMEOUT, led).await;
+        let topic = self.view().topics.get(name).cloned();
+        topic.ok_or_else(|| BrokerError::UnknownTopic { topic: name.to_owned() })
+    }
+
+    /// A producer id that no one else has.
+    pub async fn allocate_producer_id(&self) -> Result<i64, BrokerError> {
+        let mut left = self.inner.producer_ids.lock().await;
+        if left.0 >= left.1 {
+            let count = PRODUCER_IDS_PER_LEASE;
+            let lease = internal::LeaseProducerIds { node_id: self.id(), count };
+            let outcome = self.propose_metadata(command(Command::LeaseProducerIds(lease))).await?;
+            *left = (outcome.first_producer_id, outcome.first_producer_id + i64::from(count));
+        }
+        left.0 += 1;
+        Ok(left.0 - 1)
+    }
+}
+
+/// A command in the encoding of this version.
+pub(super) fn command(command: Command) -> MetadataCommand {
+    MetadataCommand { version: 1, command: Some(command) }
+}
+
+/// Letters, digits, '.', '_' and '-', at most 249 of them, and not a name that means a directory.
+fn check_topic_name(name: &str) -> Result<(), BrokerError> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let why = if name.is_empty() {
+        "a topic needs a name".to_owned()
+    } else if name.len() > TOPIC_NAME_BYTES_MAX {
+        format!("{} bytes are more than the {TOPIC_NAME_BYTES_MAX} allowed", name.len())
+    } else if name == "." || name == ".." {
+        "'.' and '..' are not names".to_owned()
+    } else if !name.bytes().all(legal) {
+        "only letters, digits, '.', '_' and '-' are allowed".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(BrokerError::InvalidArgument { field: format!("topic name '{name}'"), why })
+}
+
+/// Turns a refusal by the state machine into the error that clients know.
+fn accepted(
+    outcome: MetadataOutcome,
+    command: &MetadataCommand,
+) -> Result<MetadataOutcome, BrokerError> {
+    let topic = match &command.command {
+        Some(Command::CreateTopic(create)) => create.name.clone(),
+        Some(Command::UpdateTopic(update)) => update.name.clone(),
+        Some(Command::DeleteTopic(delete)) => delete.name.clone(),
+        _ => String::new(),
+    };
+    match outcome.reason.as_str() {
+        "" => Ok(outcome),
+        "TOPIC_EXISTS" => Err(BrokerError::TopicExists { topic }),
+        "UNKNOWN_TOPIC" => Err(BrokerError::UnknownTopic { topic }),
+        _ => Err(BrokerError::InvalidArgument {
+            field: outcome.reason.to_lowercase(),
+            why: outcome.message,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_names_are_safe_in_paths_and_metrics() {
+        for good in ["orders", "a.b_c-D9", &"x".repeat(249)] {
+            assert!(check_topic_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(250)] {
+            assert_eq!(check_topic_name(bad).unwrap_err().reason(), "INVALID_ARGUMENT", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! How a cluster comes into being: once, from seeds that all answer, are all empty and all hold the same seed list.
+//!
+//! Owns: the promise on disk and the coordinator's steps. The first seed of the list coordinates; every seed persists its
+//! promise before any of them is a member, so that no two clusters can be founded from one list. Never: joins a node to a cluster
+//! that exists; a wiped seed is told so and waits for its operator.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use highwater_proto::internal::{
+    ConfirmFoundingRequest, Founding, FoundingMember, GetFoundingStateRequest,
+    GetFoundingStateResponse, PromiseFoundingRequest,
+};
+use highwater_storage::{Disk, StorageError, read_small_file, write_small_file};
+use parking_lot::Mutex;
+use prost::Message;
+use std::path::PathBuf;
+
+use super::peer::PeerCalls;
+use crate::error::BrokerError;
+
+/// The feature level of this software: what it can speak. A cluster starts at its founders' lowest.
+pub(crate) const FEATURE_LEVEL: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"HWFOUNDG";
+const VERSION: u32 = 1;
+
+/// The promise file of a node.
+pub(crate) struct Promises {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    held: Mutex<Option<Founding>>,
+}
+
+impl Promises {
+    pub(crate) fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Result<Self, StorageError> {
+        let held = match read_small_file(&*disk, &path, MAGIC, VERSION)? {
+            None => None,
+            Some((_, body)) => Some(Founding::decode(Bytes::clone(&body)).map_err(|error| {
+                let detail = format!("its content does not decode: {error}");
+                StorageError::Corrupt { path: path.clone(), index: 0, detail }
+            })?),
+        };
+        Ok(Self { disk, path, held: Mutex::new(held) })
+    }
+
+    pub(crate) fn held(&self) -> Option<Founding> {
+        self.held.lock().clone()
+    }
+
+    /// Durable when it returns. Replaces an older promise: only the first seed asks for promises, and it asks for another one
+    /// only after every seed has said that it belongs to no cluster.
+    pub(crate) fn hold(&self, founding: Founding) -> Result<(), StorageError> {
+        let mut held = self.held.lock();
+        if held.as_ref() != Some(&founding) {
+            write_small_file(&*self.disk, &self.path, MAGIC, VERSION, &founding.encode_to_vec())?;
+            *held = Some(founding);
+        }
+        Ok(())
+    }
+}
+
+/// What a node is before it belongs to a cluster.
+pub(crate) struct Founder {
+    pub(crate) calls: Arc<dyn PeerCalls>,
+    pub(crate) promises: Arc<Promises>,
+    pub(crate) seeds: Vec<String>,
+    pub(crate) own: FoundingMember,
+}
+
+/// What one round came to.
+pub(crate) enum Round {
+    /// The cluster exists: become a member of it.
+    Founded(Founding),
+    /// Not yet, and why, for people.
+    Waiting(String),
+}
+
+impl Founder {
+    /// Asks every seed where it stands and takes the next step, if there is one. `new_cluster_id` is used if this node
+    /// coordinates and has not begun yet.
+    pub(crate) async fn round(&self, new_cluster_id: String) -> Round {
+        let mut answers = Vec::new();
+        let mut missing = Vec::new();
+        for seed in self.seeds.iter().filter(|seed| **seed != self.own.internal_address) {
+            let request = GetFoundingStateRequest { seeds: self.seeds.clone() };
+            match self.calls.get_founding_state(seed, request).await {
+                Ok(answer) => answers.push((seed, answer)),
+                Err(error) => missing.push(error.to_string()),
+            }
+        }
+        if let Some((seed, answer)) = answers.iter().find(|(_, a)| !a.cluster_id.is_empty()) {
+            return self.cluster_exists(seed, answer);
+        }
+        if !missing.is_empty() {
+            return Round::Waiting(format!("waiting for every seed: {}", missing.join("; ")));
+        }
+        if let Some(other) = answers.iter().find(|(_, answer)| answer.seeds != self.seeds) {
+            return Round::Waiting(format!(
+                "seed {} has another seed list, {:?}; here it is {:?}. Give every node the same list, in the same order",
+                other.0, other.1.seeds, self.seeds
+            ));
+        }
+        if self.seeds.first() != Some(&self.own.internal_address) {
+            return Round::Waiting(format!(
+                "all seeds answer; waiting for the first of them, {}, to found the cluster",
+                self.seeds[0]
+            ));
+        }
+        self.coordinate(answers.into_iter().map(|(_, answer)| answer).collect(), new_cluster_id)
+            .await
+    }
+
+    fn cluster_exists(&self, seed: &str, answer: &GetFoundingStateResponse) -> Round {
+        match self.promises.held() {
+            Some(promise) if promise.cluster_id == answer.cluster_id => Round::Founded(promise),
+            _ => Round::Waiting(format!(
+                "seed {seed} belongs to cluster {}, but this data directory is empty: a node that lost its data does not come \
+                 back by itself. Restore its data directory, or have the cluster replace the node",
+                answer.cluster_id
+            )),
+        }
+    }
+
+    /// The first seed's part: promise, collect promises, found, tell.
+    async fn coordinate(
+        &self,
+        answers: Vec<GetFoundingStateResponse>,
+        new_cluster_id: String,
+    ) -> Round {
+        let founding = match self.founding(&answers, new_cluster_id) {
+            Ok(founding) => founding,
+            Err(why) => return Round::Waiting(why),
+        };
+        if let Err(error) = self.promises.hold(founding.clone()) {
+            return Round::Waiting(format!("the promise cannot be written: {error}"));
+        }
+        for seed in self.seeds.iter().filter(|seed| **seed != self.own.internal_address) {
+            let request = PromiseFoundingRequest { founding: Some(founding.clone()) };
+            if let Err(error) = self.calls.promise_founding(seed, request).await {
+                return Round::Waiting(format!("waiting for a promise: {error}"));
+            }
+        }
+        Round::Founded(founding)
+    }
+
+    /// What to found: what was begun, if its members are still the same, else anew.
+    fn founding(
+        &self,
+        answers: &[GetFoundingStateResponse],
+        new_cluster_id: String,
+    ) -> Result<Founding, String> {
+        let mut members = Vec::new();
+        let mut ids = BTreeSet::new();
+        for (place, seed) in (1u64..).zip(&self.seeds) {
+            let answered = answers
+                .iter()
+                .filter_map(|answer| answer.member.as_ref())
+                .chain(std::iter::once(&self.own))
+                .find(|member| member.internal_address == *seed);
+            let Some(member) = answered else {
+                return Err(format!(
+                    "no node says that {seed} is its own address; check 'internal-advertise' and the seed list"
+                ));
+            };
+            let mut member = member.clone();
+            if member.node_id == 0 {
+                member.node_id = place;
+            }
+            if !ids.insert(member.node_id) {
+                return Err(format!("two seeds have the node id {}", member.node_id));
+            }
+            members.push(member);
+        }
+        let lowest = answers.iter().map(|answer| answer.feature_level).min();
+        let founding = Founding {
+            cluster_id: new_cluster_id,
+            members,
+            seeds: self.seeds.clone(),
+            feature_level: lowest.unwrap_or(FEATURE_LEVEL).min(FEATURE_LEVEL),
+        };
+        match self.promises.held() {
+            Some(begun) if begun.members == founding.members => Ok(begun),
+            _ => Ok(founding),
+        }
+    }
+
+    /// Tells the other seeds that the cluster exists. Those that do not hear it find out by asking.
+    pub(crate) async fn confirm(&self, cluster_id: &str) {
+        for seed in self.seeds.iter().filter(|seed| **seed != self.own.internal_address) {
+            let request = ConfirmFoundingRequest { cluster_id: cluster_id.to_owned() };
+            if let Err(error) = self.calls.confirm_founding(seed, request).await {
+                tracing::debug!(%error, "a seed will find out later that the cluster is founded");
+            }
+        }
+    }
+
+    /// Checks a coordinator's request for a promise and persists it.
+    pub(crate) fn promise(&self, founding: Founding) -> Result<(), BrokerError> {
+        let refuse = |why: String| BrokerError::InvalidArgument { field: "founding".into(), why };
+        if founding.seeds != self.seeds {
+            let why =
+                format!("its seed list is {:?}, this node's {:?}", founding.seeds, self.seeds);
+            return Err(refuse(why));
+        }
+        let own = founding.members.iter().any(|member| {
+            member.internal_address == self.own.internal_address
+                && member.incarnation == self.own.incarnation
+        });
+        if !own || founding.cluster_id.is_empty() {
+            return Err(refuse("this node is not among its members".into()));
+        }
+        self.promises.hold(founding).map_err(|error| BrokerError::Internal(error.to_string()))
+    }
+}

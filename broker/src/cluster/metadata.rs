@@ -1,0 +1,378 @@
+//! The metadata group's state machine: nodes, topics, assignments, ids.
+//!
+//! Owns: what each command does, and the ids it hands out. Deterministic: nothing but the state and the command decides.
+//! Never: choices that depend on who is alive; those are made before a command is proposed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use highwater_proto::internal::metadata_command::Command;
+use highwater_proto::internal::{
+    self, Founding, MetadataCommand, MetadataImage, MetadataOutcome, NodeImage, PartitionImage,
+    ReplicaImage, TopicImage,
+};
+use prost::Message;
+use tokio::sync::watch;
+
+use super::view::{PartitionView, TopicView};
+use super::{GroupId, NodeId, ReplicaId};
+use crate::replica::StateMachine;
+
+/// Voters of the metadata group; further nodes follow as learners.
+const VOTERS_MAX: usize = 5;
+
+/// The applied state. Cheap to clone: topics are shared.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metadata {
+    pub(crate) cluster_id: String,
+    pub(crate) feature_level: u32,
+    pub(crate) nodes: BTreeMap<NodeId, NodeImage>,
+    pub(crate) topics: BTreeMap<String, Arc<TopicView>>,
+    pub(crate) deleted_topic_ids: BTreeSet<String>,
+    pub(crate) next_group_id: GroupId,
+    pub(crate) next_replica_id: ReplicaId,
+    pub(crate) next_producer_id: i64,
+    /// Index of the last applied command; not part of the image, which stands at an index of its own.
+    pub(crate) applied_index: u64,
+}
+
+impl Metadata {
+    /// The state that a cluster is founded with: the same on every seed.
+    pub(crate) fn founded(founding: &Founding) -> Self {
+        let mut state = Self {
+            cluster_id: founding.cluster_id.clone(),
+            feature_level: founding.feature_level,
+            next_group_id: 1,
+            next_replica_id: 1,
+            next_producer_id: 1,
+            ..Self::default()
+        };
+        for member in &founding.members {
+            let node = NodeImage {
+                id: member.node_id,
+                incarnation: member.incarnation.clone(),
+                boot_counter: 0,
+                internal_address: member.internal_address.clone(),
+                listeners: member.listeners.clone(),
+                version: member.version.clone(),
+                metadata_replica_id: state.next_replica_id,
+            };
+            state.next_replica_id += 1;
+            state.nodes.insert(member.node_id, node);
+        }
+        state
+    }
+
+    /// Replicas of the metadata group with their nodes: voters, then learners.
+    pub(crate) fn metadata_members(
+        founding: &Founding,
+    ) -> (BTreeMap<ReplicaId, NodeId>, BTreeMap<ReplicaId, NodeId>) {
+        let nodes = Self::founded(founding).nodes;
+        let mut members: BTreeMap<_, _> =
+            nodes.values().map(|node| (node.metadata_replica_id, node.id)).collect();
+        let first_learner = members.keys().nth(VOTERS_MAX).copied().unwrap_or(ReplicaId::MAX);
+        let learners = members.split_off(&first_learner);
+        (members, learners)
+    }
+
+    pub(crate) fn partitions(&self) -> usize {
+        self.topics.values().map(|topic| topic.partitions.len()).sum()
+    }
+
+    fn apply(&mut self, command: &MetadataCommand) -> MetadataOutcome {
+        match &command.command {
+            Some(Command::CreateTopic(create)) => self.create_topic(create),
+            Some(Command::UpdateTopic(update)) => self.update_topic(update),
+            Some(Command::DeleteTopic(delete)) => match self.topics.remove(&delete.name) {
+                Some(topic) => {
+                    self.deleted_topic_ids.insert(topic.id.clone());
+                    MetadataOutcome::default()
+                }
+                None => unknown_topic(&delete.name),
+            },
+            Some(Command::NodeStarted(started)) => self.node_started(started),
+            Some(Command::LeaseProducerIds(lease)) => {
+                let first_producer_id = self.next_producer_id;
+                self.next_producer_id += i64::from(lease.count.max(1));
+                MetadataOutcome { first_producer_id, ..MetadataOutcome::default() }
+            }
+            None => refused("INVALID_ARGUMENT", "a command that this version does not know"),
+        }
+    }
+
+    fn create_topic(&mut self, create: &internal::CreateTopic) -> MetadataOutcome {
+        if let Some(topic) = self.topics.get(&create.name) {
+            // The same command proposed twice, because its first outcome was lost, is no conflict.
+            if topic.id == create.id {
+                return MetadataOutcome::default();
+            }
+            return refused("TOPIC_EXISTS", &format!("topic '{}' exists already", create.name));
+        }
+        let placed = create.placements.iter().flat_map(|placement| &placement.nodes);
+        if let Some(node) = placed.clone().find(|node| !self.nodes.contains_key(node)) {
+            return refused("INVALID_ARGUMENT", &format!("node {node} is not in the cluster"));
+        }
+        let mut partitions = Vec::with_capacity(create.placements.len());
+        for placement in &create.placements {
+            let group = self.next_group_id;
+            self.next_group_id += 1;
+            let mut replicas = Vec::with_capacity(placement.nodes.len());
+            for node in &placement.nodes {
+                replicas.push((self.next_replica_id, *node));
+                self.next_replica_id += 1;
+            }
+            partitions.push(PartitionView { group, replicas });
+        }
+        let topic = TopicView {
+            name: create.name.clone(),
+            id: create.id.clone(),
+            partitions,
+            config: create.config.clone(),
+        };
+        self.topics.insert(create.name.clone(), Arc::new(topic));
+        MetadataOutcome::default()
+    }
+
+    fn update_topic(&mut self, update: &internal::UpdateTopic) -> MetadataOutcome {
+        let Some(topic) = self.topics.get_mut(&update.name) else {
+            return unknown_topic(&update.name);
+        };
+        let topic = Arc::make_mut(topic);
+        for key in &update.unset {
+            topic.config.remove(key);
+        }
+        topic.config.extend(update.set.clone());
+        MetadataOutcome::default()
+    }
+
+    fn node_started(&mut self, started: &internal::NodeStarted) -> MetadataOutcome {
+        let Some(node) = self.nodes.get_mut(&started.node_id) else {
+            let message = format!("node {} is not in the cluster", started.node_id);
+            return refused("INVALID_ARGUMENT", &message);
+        };
+        if node.incarnation != started.incarnation {
+            let message = format!("node {} is registered with another data directory", node.id);
+            return refused("FOREIGN_NODE", &message);
+        }
+        if started.boot_counter < node.boot_counter {
+            let message = format!(
+                "the data directory of node {} is an old copy: this is its start {}, start {} was seen",
+                node.id, started.boot_counter, node.boot_counter
+            );
+            return refused("OLD_COPY", &message);
+        }
+        node.boot_counter = started.boot_counter;
+        node.internal_address.clone_from(&started.internal_address);
+        node.listeners.clone_from(&started.listeners);
+        node.version.clone_from(&started.version);
+        MetadataOutcome::default()
+    }
+
+    pub(crate) fn to_image(&self) -> MetadataImage {
+        let topic = |topic: &Arc<TopicView>| TopicImage {
+            name: topic.name.clone(),
+            id: topic.id.clone(),
+            partitions: topic.partitions.iter().map(partition_image).collect(),
+            config: topic.config.clone(),
+        };
+        MetadataImage {
+            cluster_id: self.cluster_id.clone(),
+            feature_level: self.feature_level,
+            nodes: self.nodes.values().cloned().collect(),
+            topics: self.topics.values().map(topic).collect(),
+            deleted_topic_ids: self.deleted_topic_ids.iter().cloned().collect(),
+            next_group_id: self.next_group_id,
+            next_replica_id: self.next_replica_id,
+            next_producer_id: self.next_producer_id,
+        }
+    }
+
+    fn from_image(image: MetadataImage) -> Self {
+        let topic = |topic: TopicImage| {
+            let partitions = topic.partitions.iter().map(partition_view).collect();
+            let view =
+                TopicView { name: topic.name, id: topic.id, partitions, config: topic.config };
+            (view.name.clone(), Arc::new(view))
+        };
+        Self {
+            cluster_id: image.cluster_id,
+            feature_level: image.feature_level,
+            nodes: image.nodes.into_iter().map(|node| (node.id, node)).collect(),
+            topics: image.topics.into_iter().map(topic).collect(),
+            deleted_topic_ids: image.deleted_topic_ids.into_iter().collect(),
+            next_group_id: image.next_group_id,
+            next_replica_id: image.next_replica_id,
+            next_producer_id: image.next_producer_id,
+            applied_index: 0,
+        }
+    }
+}
+
+fn partition_image(partition: &PartitionView) -> PartitionImage {
+    let replica = |(replica_id, node_id): &(ReplicaId, NodeId)| ReplicaImage {
+        replica_id: *replica_id,
+        node_id: *node_id,
+    };
+    PartitionImage {
+        group_id: partition.group,
+        replicas: partition.replicas.iter().map(replica).collect(),
+    }
+}
+
+fn partition_view(partition: &PartitionImage) -> PartitionView {
+    let replicas = partition.replicas.iter().map(|r| (r.replica_id, r.node_id)).collect();
+    PartitionView { group: partition.group_id, replicas }
+}
+
+fn refused(reason: &str, message: &str) -> MetadataOutcome {
+    MetadataOutcome {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        ..MetadataOutcome::default()
+    }
+}
+
+fn unknown_topic(name: &str) -> MetadataOutcome {
+    refused("UNKNOWN_TOPIC", &format!("topic '{name}' does not exist"))
+}
+
+/// The state machine that the engine drives: applies commands and publishes each state.
+pub(crate) struct MetadataMachine {
+    state: Metadata,
+    published: watch::Sender<Arc<Metadata>>,
+}
+
+impl MetadataMachine {
+    pub(crate) fn new(published: watch::Sender<Arc<Metadata>>) -> Self {
+        Self { state: Metadata::default(), published }
+    }
+
+    fn publish(&self) {
+        self.published.send_replace(Arc::new(self.state.clone()));
+    }
+}
+
+impl StateMachine for MetadataMachine {
+    fn apply(&mut self, index: u64, command: &Bytes) -> Bytes {
+        let mut outcome = match MetadataCommand::decode(command.clone()) {
+            Ok(command) => self.state.apply(&command),
+            Err(error) => refused("INVALID_ARGUMENT", &format!("undecodable command: {error}")),
+        };
+        outcome.applied_index = index;
+        self.state.applied_index = index;
+        self.publish();
+        outcome.encode_to_vec().into()
+    }
+
+    fn restore(&mut self, image: &Bytes) -> Result<(), String> {
+        let image = MetadataImage::decode(image.clone()).map_err(|error| error.to_string())?;
+        self.state = Metadata::from_image(image);
+        self.publish();
+        Ok(())
+    }
+
+    fn image(&self) -> Bytes {
+        self.state.to_image().encode_to_vec().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn founding() -> Founding {
+        let member = |node_id| internal::FoundingMember {
+            node_id,
+            incarnation: format!("incarnation-{node_id}"),
+            internal_address: format!("host{node_id}:7421"),
+            ..Default::default()
+        };
+        Founding {
+            cluster_id: "c".into(),
+            members: (1..=7).map(member).collect(),
+            seeds: Vec::new(),
+            feature_level: 1,
+        }
+    }
+
+    fn machine() -> MetadataMachine {
+        let mut machine = MetadataMachine::new(watch::Sender::new(Arc::default()));
+        let image = Metadata::founded(&founding()).to_image().encode_to_vec();
+        machine.restore(&image.into()).unwrap();
+        machine
+    }
+
+    fn apply(machine: &mut MetadataMachine, index: u64, command: Command) -> MetadataOutcome {
+        let command = MetadataCommand { version: 1, command: Some(command) };
+        MetadataOutcome::decode(machine.apply(index, &command.encode_to_vec().into())).unwrap()
+    }
+
+    fn create(name: &str, id: &str, nodes: &[u64]) -> Command {
+        Command::CreateTopic(internal::CreateTopic {
+            name: name.into(),
+            id: id.into(),
+            placements: vec![internal::PartitionPlacement { nodes: nodes.to_vec() }],
+            config: BTreeMap::new(),
+        })
+    }
+
+    #[test]
+    fn five_founders_vote_and_the_others_follow() {
+        let (voters, learners) = Metadata::metadata_members(&founding());
+        assert_eq!(voters.values().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(learners.values().copied().collect::<Vec<_>>(), [6, 7]);
+    }
+
+    #[test]
+    fn ids_of_groups_and_replicas_are_never_used_again() {
+        let mut machine = machine();
+        apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
+        let first = machine.state.topics["a"].partitions[0].clone();
+        let delete = Command::DeleteTopic(internal::DeleteTopic { name: "a".into() });
+        assert_eq!(apply(&mut machine, 7, delete).reason, "");
+        apply(&mut machine, 8, create("a", "id-2", &[1, 2, 3]));
+        let second = machine.state.topics["a"].partitions[0].clone();
+        assert!(second.group > first.group);
+        assert!(second.replicas[0].0 > first.replicas[2].0);
+        assert!(machine.state.deleted_topic_ids.contains("id-1"));
+    }
+
+    #[test]
+    fn creating_a_topic_twice_is_refused_unless_it_is_the_same_proposal() {
+        let mut machine = machine();
+        assert_eq!(apply(&mut machine, 6, create("a", "id-1", &[1])).reason, "");
+        assert_eq!(apply(&mut machine, 7, create("a", "id-1", &[1])).reason, "");
+        assert_eq!(apply(&mut machine, 8, create("a", "id-2", &[1])).reason, "TOPIC_EXISTS");
+        assert_eq!(apply(&mut machine, 9, create("b", "id-3", &[99])).reason, "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn a_node_with_another_directory_or_an_old_copy_is_refused() {
+        let mut machine = machine();
+        let started = |incarnation: &str, boot_counter| {
+            Command::NodeStarted(internal::NodeStarted {
+                node_id: 2,
+                incarnation: incarnation.into(),
+                boot_counter,
+                ..Default::default()
+            })
+        };
+        assert_eq!(apply(&mut machine, 6, started("incarnation-2", 3)).reason, "");
+        assert_eq!(apply(&mut machine, 7, started("other", 9)).reason, "FOREIGN_NODE");
+        assert_eq!(apply(&mut machine, 8, started("incarnation-2", 2)).reason, "OLD_COPY");
+    }
+
+    #[test]
+    fn an_image_restores_the_same_state() {
+        let mut machine = machine();
+        apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
+        let lease = Command::LeaseProducerIds(internal::LeaseProducerIds { node_id: 1, count: 10 });
+        assert_eq!(apply(&mut machine, 7, lease).first_producer_id, 1);
+        let image = machine.image();
+        let mut other = MetadataMachine::new(watch::Sender::new(Arc::default()));
+        other.restore(&image).unwrap();
+        assert_eq!(other.image(), image);
+        assert_eq!(other.state.next_producer_id, 11);
+    }
+}

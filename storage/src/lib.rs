@@ -1,1 +1,23 @@
-//! Placeholder while the crate is written.
+//! Durable, checksummed, numbered entries in memory-mapped segments: append, read, truncate, sync.
+//!
+//! Owns the on-disk formats of a node: segments and their index files, the hard-state journal, small
+//! checksummed files, the identity file. Names no async runtime, transport or consensus library, takes
+//! time from nobody and never parses a record: the caller says how many offsets an entry spans.
+
+pub mod disk;
+mod error;
+mod hard_state;
+mod identity;
+mod log;
+mod mapping;
+mod small_file;
+
+pub use disk::{Disk, DiskFile, RealDisk, SimDisk, SimOp};
+pub use error::StorageError;
+pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
+pub use identity::{DirLock, Identity};
+pub use log::{
+    EntryMeta, Epoch, Log, LogOptions, LogReader, LogStart, RecoveryReport, SegmentInfo,
+    StoredEntry, SyncPoint, sync_group,
+};
+pub use small_file::{read_small_file, write_small_file};

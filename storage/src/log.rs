@@ -1,0 +1,640 @@
+//! A partition's log: numbered entries in segments, one writer, any number of readers.
+//!
+//! `Log` is the writer: it owns the directory, appends, rolls, truncates, and knows what is durable. It
+//! never syncs appends by itself (`SyncPoint` is for that), never reads a clock, and never looks into a
+//! payload. What it needs from disk at the start is in `recovery`.
+
+mod frame;
+mod index;
+mod reader;
+mod recovery;
+mod segment;
+mod state;
+mod sync;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) use frame::mix;
+pub use reader::LogReader;
+pub use sync::{SyncPoint, sync_group};
+pub use types::{EntryMeta, Epoch, LogOptions, LogStart, RecoveryReport, SegmentInfo, StoredEntry};
+
+use crate::disk::{Disk, DiskFile};
+use crate::error::{IoContext, StorageError};
+use crate::small_file::write_small_file;
+use frame::{FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, frame_bytes, padding};
+use index::{Points, SparsePoint};
+use segment::{CreateFailure, Scan, Segment};
+use state::{SegmentEntry, Shared, State};
+
+/// The file that says which segment the log begins with, once older ones were dropped.
+const START_FILE: &str = "start";
+const START_MAGIC: [u8; 8] = *b"HWSTART\0";
+const START_VERSION: u32 = 1;
+
+/// The single writer of one partition's directory.
+///
+/// Invariants: `durable_index <= last_index`; bytes below a segment's published end never change; a file
+/// is never shortened.
+#[derive(Debug)]
+pub struct Log {
+    shared: Arc<Shared>,
+    dir: PathBuf,
+    options: LogOptions,
+    identity: u64,
+    active: Active,
+    /// Sealed segments that are not known to be durable to their ends, oldest first.
+    sealed_unsynced: VecDeque<(Arc<Segment>, Arc<dyn DiskFile>)>,
+    next_sequence: u64,
+    durable_index: u64,
+    /// Counts truncations and resets.
+    generation: u64,
+    /// Counts added files, and how many of those are durable in the directory.
+    dir_version: u64,
+    dir_version_synced: u64,
+    /// A write failed: what stands behind the tail is unknown, so the next entry goes to a new file.
+    must_roll: bool,
+    /// A truncation or reset failed after its new segment may have reached the disk.
+    interrupted: bool,
+}
+
+/// The segment that takes appends.
+#[derive(Debug)]
+struct Active {
+    segment: Arc<Segment>,
+    file: Arc<dyn DiskFile>,
+    /// Where the next frame goes.
+    position: u64,
+    /// The size it may grow to.
+    bytes_max: u64,
+    since_ms: Option<i64>,
+}
+
+impl Log {
+    /// Creates a log in `dir` (created too) that begins at `start`; durable when it returns.
+    /// `AlreadyExists` if there is one; what an interrupted creation left behind is replaced.
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        start: LogStart,
+        options: LogOptions,
+    ) -> Result<Self, StorageError> {
+        let start = LogStart { first_index: start.first_index.max(1), ..start };
+        let next_sequence = recovery::prepare_creation(&*disk, dir)?;
+        // Two logs of a node never share a directory, nor two of one directory their first sequence:
+        // this keeps their frames apart without a random number.
+        let path_hash =
+            dir.as_os_str().as_encoded_bytes().iter().fold(next_sequence, |hash, byte| {
+                mix(hash ^ u64::from(*byte)).wrapping_add(0x9E37_79B9_7F4A_7C15)
+            });
+        let identity = mix(path_hash ^ mix(start.first_index) ^ start.next_offset.rotate_left(32));
+        let header = SegmentHeader {
+            log_identity: identity,
+            sequence: next_sequence,
+            start,
+            durable_index: start.first_index - 1,
+            resets: true,
+        };
+        let active =
+            Active::create(&*disk, dir, header, &options).map_err(|failure| failure.error)?;
+        active.file.sync().io_context("sync", &active.segment.path)?;
+        recovery::sync_dir_and_parents(&*disk, dir)?;
+        let mut state = State::new(start);
+        state.push_segment(Arc::clone(&active.segment), &Scan::empty(start));
+        Ok(Self::assemble(disk, dir, options, identity, active, next_sequence + 1, state))
+    }
+
+    /// Opens the log in `dir`. First makes durable whatever the operating system still holds, then checks:
+    /// a torn tail is cut (the report says where), anything else that is wrong is `Corrupt`, and nothing is
+    /// changed. `durable_floor` is an index that other evidence shows to have been durable (0 for none):
+    /// a log that ends below it is corrupt, and payloads up to it are not read again here.
+    /// `NotFound` if there is no log.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: LogOptions,
+        durable_floor: u64,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        recovery::open(disk, dir, options, durable_floor)
+    }
+
+    /// A log whose segments are all durable.
+    fn assemble(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: LogOptions,
+        identity: u64,
+        active: Active,
+        next_sequence: u64,
+        state: State,
+    ) -> Self {
+        let durable_index = state.next_index - 1;
+        Self {
+            shared: Shared::new(disk, options.index_interval_bytes, state),
+            dir: dir.to_path_buf(),
+            options,
+            identity,
+            active,
+            sealed_unsynced: VecDeque::new(),
+            next_sequence,
+            durable_index,
+            generation: 0,
+            dir_version: 0,
+            dir_version_synced: 0,
+            must_roll: false,
+            interrupted: false,
+        }
+    }
+
+    /// Appends an entry, whose payload is the parts one after the other, and returns its base offset. It
+    /// can be read at once and is not yet durable. Rolls when the segment is full. After an error nothing
+    /// was appended; a full disk may be tried again.
+    pub fn append(&mut self, meta: &EntryMeta, payload: &[&[u8]]) -> Result<u64, StorageError> {
+        let payload_len = self.check_append(meta, payload)?;
+        if self.will_roll(payload_len as usize) {
+            self.start_next_segment()?;
+        }
+        let (base_offset, last_max_timestamp) = {
+            let state = self.shared.state.read();
+            let last = state.segments.back().map_or(i64::MIN, |last| last.info.max_timestamp_ms);
+            (state.next_offset, last)
+        };
+        let header = FrameHeader {
+            identity: self.active.segment.identity(),
+            meta: *meta,
+            base_offset,
+            payload_len,
+            payload_crc: checksum(payload),
+            durable_index: self.durable_index,
+        };
+        let position = self.active.position;
+        let end = position + header.frame_bytes();
+        self.write_frame(&header, payload, end)?;
+        if let Some(points) = self.active.segment.points() {
+            let point = SparsePoint {
+                position,
+                index: meta.index,
+                base_offset,
+                max_timestamp_before_ms: last_max_timestamp,
+            };
+            points.write().note(self.options.index_interval_bytes, position, point);
+        }
+        self.active.position = end;
+        self.active.since_ms.get_or_insert(meta.append_time_ms);
+        // The bytes are in place: now readers may know.
+        self.shared.state.write().push_entry(meta, end);
+        Ok(base_offset)
+    }
+
+    /// Refuses what would break the order of the log; returns the payload's length.
+    fn check_append(&self, meta: &EntryMeta, payload: &[&[u8]]) -> Result<u32, StorageError> {
+        self.check_not_interrupted()?;
+        let bytes: u64 = payload.iter().map(|part| part.len() as u64).sum();
+        let bytes_max = self.options.payload_bytes_max;
+        let len = u32::try_from(bytes).ok().filter(|len| *len <= bytes_max);
+        let len = len.ok_or(StorageError::PayloadTooLarge { bytes, bytes_max })?;
+        let state = self.shared.state.read();
+        if meta.index != state.next_index {
+            return Err(StorageError::OutOfSequence {
+                expected: state.next_index,
+                got: meta.index,
+            });
+        }
+        if meta.term < state.last_term {
+            return Err(StorageError::TermDecreased {
+                index: meta.index,
+                last: state.last_term,
+                got: meta.term,
+            });
+        }
+        Ok(len)
+    }
+
+    fn write_frame(
+        &mut self,
+        header: &FrameHeader,
+        payload: &[&[u8]],
+        end: u64,
+    ) -> Result<(), StorageError> {
+        let path = &self.active.segment.path;
+        segment::reserve(&*self.active.file, end, &self.options)
+            .io_context("allocate space in", path)?;
+        let head = header.encode();
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(payload.len() + 2);
+        parts.push(&head);
+        parts.extend_from_slice(payload);
+        parts.push(padding(header.payload_len as usize));
+        let written = self.active.file.write_at(self.active.position, &parts);
+        if written.is_err() {
+            self.must_roll = true;
+        }
+        written.io_context("write", path)
+    }
+
+    /// True if an append of `payload_len` bytes now would begin a new segment.
+    pub fn will_roll(&self, payload_len: usize) -> bool {
+        let end = self.active.position + frame_bytes(payload_len as u64);
+        self.must_roll || (!self.active.is_empty() && end > self.active.bytes_max)
+    }
+
+    /// Seals the active segment and begins a new one; does nothing if it is empty. A failed roll changes
+    /// nothing and may be tried again.
+    pub fn roll(&mut self) -> Result<(), StorageError> {
+        self.check_not_interrupted()?;
+        if self.active.is_empty() && !self.must_roll {
+            return Ok(());
+        }
+        self.start_next_segment()
+    }
+
+    fn start_next_segment(&mut self) -> Result<(), StorageError> {
+        if self.active.is_empty() {
+            // Only after a failed write: an empty segment is replaced, not sealed.
+            return self.cut_and_restart(self.last_index() + 1);
+        }
+        let start = self.end();
+        let active = match self.create_segment(start, false) {
+            Ok(active) => active,
+            Err(failure) => {
+                // If the new header reached the disk it hides what is appended to this file from now on.
+                self.must_roll |= failure.header_written;
+                return Err(failure.error);
+            }
+        };
+        let old = std::mem::replace(&mut self.active, active);
+        self.sealed_unsynced.push_back((Arc::clone(&old.segment), old.file));
+        self.shared.note_open_sealed(&old.segment);
+        self.must_roll = false;
+        self.dir_version += 1;
+        let segment = Arc::clone(&self.active.segment);
+        self.shared.state.write().push_segment(segment, &Scan::empty(start));
+        self.finish_sealed();
+        Ok(())
+    }
+
+    /// Creates the file of the next segment. It is not part of the log until the caller says so.
+    fn create_segment(&mut self, start: LogStart, resets: bool) -> Result<Active, CreateFailure> {
+        let header = SegmentHeader {
+            log_identity: self.identity,
+            sequence: self.next_sequence,
+            start,
+            durable_index: self.durable_index.min(start.first_index - 1),
+            resets,
+        };
+        // Whatever becomes of the attempt, the number is used up.
+        self.next_sequence += 1;
+        Active::create(&*self.shared.disk, &self.dir, header, &self.options)
+    }
+
+    /// Append time of the first entry in the active segment; `None` if it is empty.
+    pub fn active_since_ms(&self) -> Option<i64> {
+        self.active.since_ms
+    }
+
+    /// Cuts every entry at or after `from_index`; durable when it returns, and so is everything before.
+    /// Later appends go to a new file. After an error call it again (or open the log again) before
+    /// anything else; only a full disk leaves the log as it was.
+    pub fn truncate_suffix(&mut self, from_index: u64) -> Result<(), StorageError> {
+        let (first, next) = (self.first_index(), self.last_index() + 1);
+        if from_index < first || from_index > next {
+            let expected = from_index.clamp(first, next);
+            return Err(StorageError::OutOfSequence { expected, got: from_index });
+        }
+        if from_index == next && !self.interrupted {
+            return Ok(());
+        }
+        self.cut_and_restart(from_index)
+    }
+
+    fn cut_and_restart(&mut self, from: u64) -> Result<(), StorageError> {
+        let cut = self.scan_before(from)?;
+        let start = match &cut {
+            Some((scan, _)) => LogStart {
+                first_index: from,
+                prev_term: scan.last_term,
+                next_offset: scan.info.end_offset,
+            },
+            None => self.shared.state.read().start,
+        };
+        // What stays must be durable before the new segment says that it is.
+        self.sync_before(from)?;
+        let active = self.create_durable_segment(start, cut.is_none())?;
+        let gone = {
+            let mut state = self.shared.state.write();
+            let gone = state.cut_suffix(from, cut.as_ref().map(|(scan, _)| scan.info));
+            state.push_segment(Arc::clone(&active.segment), &Scan::empty(start));
+            gone
+        };
+        self.begin_generation(active, from - 1);
+        if let Some((scan, entry)) = cut {
+            if let Some(points) = entry.segment.points() {
+                points.write().cut(scan.info.bytes);
+            }
+            self.shared.note_open_sealed(&entry.segment);
+            self.write_index(&entry.segment, &scan);
+        }
+        self.remove_segments(&gone);
+        Ok(())
+    }
+
+    /// What is left of the segment that entry `from - 1` is in; `None` if nothing is left at all.
+    fn scan_before(&self, from: u64) -> Result<Option<(Scan, SegmentEntry)>, StorageError> {
+        let entry = {
+            let state = self.shared.state.read();
+            let count = state.segments.partition_point(|entry| entry.info.first_index < from);
+            match count.checked_sub(1).and_then(|last| state.segments.get(last)) {
+                None => return Ok(None),
+                Some(entry) => entry.clone(),
+            }
+        };
+        let path = &entry.segment.path;
+        let file = entry.segment.file(&*self.shared.disk)?;
+        let interval = self.options.index_interval_bytes;
+        let (header, end) = (&entry.segment.header, entry.info.bytes);
+        let scan =
+            segment::scan(&file, header, end, from, u64::MAX, interval).io_context("read", path)?;
+        if scan.info.end_index != from {
+            return Err(StorageError::corrupt(path, scan.info.end_index, "no valid frame"));
+        }
+        Ok(Some((scan, entry)))
+    }
+
+    /// Syncs what is not known to be durable of the entries before `from`.
+    fn sync_before(&mut self, from: u64) -> Result<(), StorageError> {
+        if self.durable_index + 1 >= from {
+            return Ok(());
+        }
+        let point = self.sync_point();
+        point.sync().io_context("sync", &self.dir)?;
+        self.mark_durable(&point);
+        Ok(())
+    }
+
+    /// Creates a segment that hides entries of older ones, durably.
+    fn create_durable_segment(
+        &mut self,
+        start: LogStart,
+        resets: bool,
+    ) -> Result<Active, StorageError> {
+        let active = self.create_segment(start, resets).map_err(|failure| {
+            self.interrupted |= failure.header_written;
+            failure.error
+        })?;
+        // From here on the new segment may or may not count after a crash.
+        self.interrupted = true;
+        active.file.sync().io_context("sync", &active.segment.path)?;
+        self.shared.disk.sync_dir(&self.dir).io_context("sync directory", &self.dir)?;
+        self.interrupted = false;
+        Ok(active)
+    }
+
+    /// Takes over after a truncation or reset: everything up to `durable_index`, the end, is durable.
+    fn begin_generation(&mut self, active: Active, durable_index: u64) {
+        self.active = active;
+        self.sealed_unsynced.clear();
+        self.durable_index = durable_index;
+        self.generation += 1;
+        self.dir_version += 1;
+        self.dir_version_synced = self.dir_version;
+        self.must_roll = false;
+    }
+
+    /// Drops the segments that lie wholly below `first_index`, never the active one, and returns how many
+    /// bytes were in them. The log then begins with the first segment that is left: `first_index()` may be
+    /// lower than asked for. Readers keep what they hold.
+    pub fn truncate_prefix(&mut self, first_index: u64) -> Result<u64, StorageError> {
+        self.check_not_interrupted()?;
+        let (count, first) = {
+            let state = self.shared.state.read();
+            let passed =
+                state.segments.partition_point(|entry| entry.info.end_index <= first_index);
+            let count = passed.min(state.segments.len() - 1);
+            (count, state.segments.get(count).cloned())
+        };
+        let Some(first) = first.filter(|_| count > 0) else { return Ok(0) };
+        // The start file will insist on this segment: it must not be lost.
+        let file = first.segment.file(&*self.shared.disk)?;
+        file.sync().io_context("sync", &first.segment.path)?;
+        let body = first.segment.header.sequence.to_le_bytes();
+        let path = self.dir.join(START_FILE);
+        write_small_file(&*self.shared.disk, &path, START_MAGIC, START_VERSION, &body)?;
+        let gone = self.shared.state.write().cut_prefix(count);
+        self.sealed_unsynced
+            .retain(|(segment, _)| gone.iter().all(|e| !Arc::ptr_eq(&e.segment, segment)));
+        let freed = gone.iter().map(|entry| entry.info.bytes).sum();
+        self.remove_segments(&gone);
+        Ok(freed)
+    }
+
+    /// Drops everything and begins anew at `start`; durable when it returns, and after a crash all or
+    /// nothing of it has happened.
+    pub fn reset(&mut self, start: LogStart) -> Result<(), StorageError> {
+        let start = LogStart { first_index: start.first_index.max(1), ..start };
+        let active = self.create_durable_segment(start, true)?;
+        let gone = {
+            let mut state = self.shared.state.write();
+            let gone = std::mem::replace(&mut *state, State::new(start)).segments;
+            state.push_segment(Arc::clone(&active.segment), &Scan::empty(start));
+            Vec::from(gone)
+        };
+        self.begin_generation(active, start.first_index - 1);
+        self.remove_segments(&gone);
+        Ok(())
+    }
+
+    /// Removes the files of segments that left the log. Best effort: what stays behind is hidden, and is
+    /// removed when the log is opened again.
+    fn remove_segments(&self, gone: &[SegmentEntry]) {
+        self.shared.forget(gone);
+        for entry in gone {
+            let _ = self.shared.disk.remove_file(&entry.segment.index_path());
+            let _ = self.shared.disk.remove_file(&entry.segment.path);
+        }
+    }
+
+    /// What must be synced for all appended so far to be durable.
+    pub fn sync_point(&self) -> SyncPoint {
+        let last_index = self.last_index();
+        let mut files: Vec<Arc<dyn DiskFile>> = Vec::new();
+        let mut dir = None;
+        if last_index > self.durable_index {
+            files.extend(self.sealed_unsynced.iter().map(|(_, file)| Arc::clone(file)));
+            if !self.active.is_empty() {
+                files.push(Arc::clone(&self.active.file));
+            }
+            dir = (self.dir_version > self.dir_version_synced).then(|| self.dir.clone());
+        }
+        SyncPoint {
+            disk: Arc::clone(&self.shared.disk),
+            files,
+            dir,
+            dir_version: self.dir_version,
+            generation: self.generation,
+            last_index,
+        }
+    }
+
+    /// Takes note that a sync point is durable. Ignored if a truncation or reset came in between: it made
+    /// durable itself what it kept.
+    pub fn mark_durable(&mut self, point: &SyncPoint) {
+        if point.generation != self.generation {
+            return;
+        }
+        self.durable_index = self.durable_index.max(point.last_index);
+        if !point.files.is_empty() {
+            self.dir_version_synced = self.dir_version_synced.max(point.dir_version);
+        }
+        self.finish_sealed();
+    }
+
+    /// Writes the index files of sealed segments that have become durable to their ends.
+    fn finish_sealed(&mut self) {
+        while let Some((segment, _)) = self.sealed_unsynced.front() {
+            let sequence = segment.header.sequence;
+            let (info, last_term, epochs) = {
+                let state = self.shared.state.read();
+                let at = state.segments.iter().rposition(|e| e.segment.header.sequence == sequence);
+                let Some(info) = at.and_then(|at| state.segments.get(at)).map(|e| e.info) else {
+                    self.sealed_unsynced.pop_front();
+                    continue;
+                };
+                let last_term = state.term(info.end_index - 1).unwrap_or(info.start.prev_term);
+                (info, last_term, epochs_within(&state.epochs, &info))
+            };
+            if info.end_index - 1 > self.durable_index {
+                return;
+            }
+            if let Some(points) = segment.points() {
+                let points = points.read().clone();
+                let scan = Scan { info, last_term, epochs, points, frames: 0 };
+                self.write_index(segment, &scan);
+            }
+            self.sealed_unsynced.pop_front();
+        }
+    }
+
+    /// Best effort: a missing index file is built when the log is opened.
+    fn write_index(&self, segment: &Segment, scan: &Scan) {
+        let _ = index::write(&*self.shared.disk, &segment.index_path(), &segment.header, scan);
+    }
+
+    fn check_not_interrupted(&self) -> Result<(), StorageError> {
+        if self.interrupted {
+            return Err(StorageError::Interrupted { dir: self.dir.clone() });
+        }
+        Ok(())
+    }
+
+    /// What the next segment begins with.
+    fn end(&self) -> LogStart {
+        let state = self.shared.state.read();
+        LogStart {
+            first_index: state.next_index,
+            prev_term: state.last_term,
+            next_offset: state.next_offset,
+        }
+    }
+
+    /// The last entry known to be durable on this node; `first_index - 1` if none.
+    pub fn durable_index(&self) -> u64 {
+        self.durable_index
+    }
+
+    /// The first entry that is kept.
+    pub fn first_index(&self) -> u64 {
+        self.shared.state.read().start.first_index
+    }
+
+    /// The last entry; `first_index - 1` if there is none.
+    pub fn last_index(&self) -> u64 {
+        self.shared.state.read().next_index - 1
+    }
+
+    /// The term of the last entry, or of the one before the log's first.
+    pub fn last_term(&self) -> u64 {
+        self.shared.state.read().last_term
+    }
+
+    /// Where the kept log begins.
+    pub fn start(&self) -> LogStart {
+        self.shared.state.read().start
+    }
+
+    /// The offset that the next entry will begin with.
+    pub fn next_offset(&self) -> u64 {
+        self.shared.state.read().next_offset
+    }
+
+    /// Bytes in use by all segments, headers included.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.state.read().size_bytes
+    }
+
+    /// The segments, oldest first; the last one is active.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        self.shared.state.read().segments.iter().map(|entry| entry.info).collect()
+    }
+
+    /// Changes the size of segments, from the next one on.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.options.segment_bytes = bytes;
+    }
+
+    /// A reader of this log.
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(Arc::clone(&self.shared))
+    }
+}
+
+impl Active {
+    fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        header: SegmentHeader,
+        options: &LogOptions,
+    ) -> Result<Self, CreateFailure> {
+        let path = dir.join(segment::file_name(header.sequence, header.start.first_index));
+        let file = segment::create_file(disk, &path, &header, options)?;
+        let opened = Some((Arc::clone(&file), Points::default()));
+        Ok(Self {
+            segment: Arc::new(Segment::new(path, header, opened)),
+            file,
+            position: SEGMENT_HEADER_BYTES as u64,
+            bytes_max: options.segment_bytes,
+            since_ms: None,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.position == SEGMENT_HEADER_BYTES as u64
+    }
+}
+
+/// The epochs of the log as far as they concern one segment: those that begin in it, and the one that
+/// was going on when it began.
+fn epochs_within(epochs: &[Epoch], info: &SegmentInfo) -> Vec<Epoch> {
+    let begun = epochs.partition_point(|epoch| epoch.first_index <= info.first_index);
+    let ended = epochs.partition_point(|epoch| epoch.first_index < info.end_index);
+    epochs[begun.saturating_sub(1)..ended]
+        .iter()
+        .map(|epoch| Epoch {
+            first_index: epoch.first_index.max(info.first_index),
+            base_offset: epoch.base_offset.max(info.base_offset),
+            ..*epoch
+        })
+        .collect()
+}
+
+fn checksum(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}

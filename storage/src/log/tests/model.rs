@@ -1,0 +1,195 @@
+//! The log against a plain vector, through random operations and crashes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What happens to a log.
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        span: u32,
+        bytes: usize,
+        new_term: bool,
+    },
+    Sync,
+    /// A sync point that is marked only some steps later.
+    TakePoint,
+    MarkPoint,
+    Roll,
+    /// Cuts so many entries, as far as they are above the last durable one that the model committed.
+    TruncateSuffix(u64),
+    /// Drops so many entries from the front.
+    TruncatePrefix(u64),
+    Reset,
+    Reopen,
+    Crash,
+    FullDisk,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (0_u32..4, 0_usize..600, any::<bool>())
+            .prop_map(|(span, bytes, new_term)| Step::Append { span, bytes, new_term }),
+        4 => Just(Step::Sync),
+        2 => Just(Step::TakePoint),
+        2 => Just(Step::MarkPoint),
+        1 => Just(Step::Roll),
+        2 => (1_u64..8).prop_map(Step::TruncateSuffix),
+        1 => (1_u64..12).prop_map(Step::TruncatePrefix),
+        1 => Just(Step::Reset),
+        1 => Just(Step::Reopen),
+        3 => Just(Step::Crash),
+        1 => Just(Step::FullDisk),
+    ]
+}
+
+/// Invariant: `entries` is what the log holds, and everything up to `durable` must survive a crash.
+struct Model {
+    start: LogStart,
+    entries: Vec<StoredEntry>,
+    term: u64,
+    durable: u64,
+    point: Option<SyncPoint>,
+}
+
+impl Model {
+    fn next_index(&self) -> u64 {
+        self.start.first_index + self.entries.len() as u64
+    }
+
+    fn next_offset(&self) -> u64 {
+        self.entries.last().map_or(self.start.next_offset, StoredEntry::end_offset)
+    }
+
+    fn check(&self, log: &Log) {
+        let reader = log.reader();
+        assert_eq!(log.first_index(), self.start.first_index);
+        assert_eq!(log.last_index() + 1, self.next_index());
+        assert_eq!(log.next_offset(), self.next_offset());
+        assert_eq!(all(log), self.entries);
+        assert_eq!(reader.term(self.start.first_index - 1), Some(self.start.prev_term));
+        for entry in &self.entries {
+            assert_eq!(reader.term(entry.meta.index), Some(entry.meta.term));
+            assert_eq!(reader.end_offset(entry.meta.index), Some(entry.end_offset()));
+        }
+        let visible: Vec<&StoredEntry> =
+            self.entries.iter().filter(|entry| entry.meta.offset_span > 0).collect();
+        let offsets = reader.read_offsets(self.start.next_offset, u64::MAX, u64::MAX).unwrap();
+        assert!(offsets.iter().eq(visible.iter().copied()));
+        for time in [0, 100, 200] {
+            let expected = visible.iter().find(|entry| entry.meta.max_timestamp_ms >= time);
+            let got = reader.entry_at_time(time, u64::MAX).unwrap();
+            assert_eq!(got.as_ref(), expected.copied());
+        }
+        assert!(log.durable_index() >= self.durable.min(log.last_index()));
+    }
+
+    fn append(&mut self, log: &mut Log, span: u32, bytes: usize, new_term: bool) {
+        self.term += u64::from(new_term);
+        let mut meta = meta(self.next_index(), self.term, span);
+        meta.max_timestamp_ms = i64::try_from(meta.index * 37 % 256).unwrap();
+        let payload: Vec<u8> =
+            payload(meta.index + self.term).into_iter().cycle().take(bytes).collect();
+        let base_offset = log.append(&meta, &[&payload]).unwrap();
+        assert_eq!(base_offset, self.next_offset());
+        self.entries.push(StoredEntry { meta, base_offset, payload: payload.into() });
+    }
+
+    /// After a crash the log may end anywhere between what was durable and what was appended.
+    fn settle(&mut self, log: &Log) {
+        assert!(log.last_index() >= self.durable, "{} < {}", log.last_index(), self.durable);
+        let kept = log.last_index() + 1 - self.start.first_index;
+        self.entries.truncate(usize::try_from(kept).unwrap());
+        self.durable = log.last_index();
+        self.point = None;
+    }
+}
+
+fn run(seed: u64, steps: Vec<Step>) {
+    let (sim, disk) = sim(seed);
+    let mut log = create(&disk);
+    let mut model = Model { start: START, entries: Vec::new(), term: 1, durable: 0, point: None };
+    for step in steps {
+        match step {
+            Step::Append { span, bytes, new_term } => model.append(&mut log, span, bytes, new_term),
+            Step::Sync => {
+                sync(&mut log);
+                model.durable = log.last_index();
+            }
+            Step::TakePoint => model.point = Some(log.sync_point()),
+            Step::MarkPoint => {
+                if let Some(point) = model.point.take() {
+                    point.sync().unwrap();
+                    log.mark_durable(&point);
+                    model.durable = log.durable_index();
+                }
+            }
+            Step::Roll => log.roll().unwrap(),
+            Step::TruncateSuffix(count) => {
+                let from = model.next_index().saturating_sub(count).max(model.start.first_index);
+                log.truncate_suffix(from).unwrap();
+                model.entries.truncate(usize::try_from(from - model.start.first_index).unwrap());
+                model.durable = log.durable_index();
+            }
+            Step::TruncatePrefix(count) => {
+                // The caller never drops what is not committed.
+                let first_index = (model.start.first_index + count).min(model.durable + 1);
+                log.truncate_prefix(first_index).unwrap();
+                let dropped = log.first_index() - model.start.first_index;
+                model.entries.drain(..usize::try_from(dropped).unwrap());
+                model.start = log.start();
+                assert!(model.start.first_index <= first_index.max(1));
+            }
+            Step::Reset => {
+                let start = LogStart {
+                    first_index: model.next_index() + 10,
+                    prev_term: model.term,
+                    next_offset: model.next_offset() + 5,
+                };
+                log.reset(start).unwrap();
+                model = Model { start, entries: Vec::new(), point: None, ..model };
+                model.durable = start.first_index - 1;
+            }
+            Step::Reopen => {
+                drop(log);
+                log = open(&disk).0;
+                model.durable = model.next_index() - 1;
+                model.point = None;
+            }
+            Step::Crash => {
+                drop(log);
+                sim.crash();
+                log = try_open(&disk, model.durable).unwrap().0;
+                model.settle(&log);
+            }
+            Step::FullDisk => {
+                sim.set_capacity(Some(sim.used_bytes()));
+                let index = model.next_index();
+                let big = log.append(&meta(index, model.term, 1), &[&[1; 4000]]);
+                sim.set_capacity(None);
+                match big {
+                    Err(error) => assert!(error.is_disk_full(), "{error}"),
+                    Ok(base_offset) => model.entries.push(StoredEntry {
+                        meta: meta(index, model.term, 1),
+                        base_offset,
+                        payload: vec![1; 4000].into(),
+                    }),
+                }
+            }
+        }
+        model.check(&log);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_log_is_the_vector_whatever_happens(
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        run(seed, steps);
+    }
+}

@@ -1,0 +1,51 @@
+# shellcheck shell=bash
+# The cluster of docker-compose.yml, for the checks that run against it. Sourced after lib.sh, never run.
+
+compose_project=highwater-check
+compose_servers=localhost:7420,localhost:7430,localhost:7440
+
+# Either Compose: version 2 is a plugin of docker, version 1 a program of its own.
+docker_compose() {
+    if docker compose version >/dev/null 2>&1; then
+        (cd "$root" && docker compose -p "$compose_project" "$@")
+    else
+        (cd "$root" && docker-compose -p "$compose_project" "$@")
+    fi
+}
+
+container_of() { docker_compose ps -q "node$1"; }
+
+# Starts the cluster with the image that is there (scripts/offline-image) or, with BUILD_IMAGE=1, builds it as users do.
+compose_up() {
+    trap 'compose_down; clean_up' EXIT
+    docker_compose down -v --remove-orphans >/dev/null 2>&1 || true
+    if [ -n "${BUILD_IMAGE:-}" ]; then
+        docker_compose build >&2
+    else
+        "$root/scripts/offline-image"
+    fi
+    compose_start_all
+    compose_wait_healthy
+}
+
+compose_start_all() {
+    local node
+    docker_compose up -d --no-build >/dev/null 2>"$work/compose.log" || {
+        cat "$work/compose.log" >&2
+        die "docker compose could not start the cluster"
+    }
+    for node in "${nodes[@]}"; do container_of "$node" >"$work/container$node"; done
+}
+
+compose_wait_healthy() {
+    "$bin/broker-cli" --server "$compose_servers" --timeout "${1:-90s}" cluster health --wait >/dev/null ||
+        die "the containers' cluster did not become healthy"
+}
+
+compose_down() {
+    local status=$?
+    [ "$status" -eq 0 ] || docker_compose logs --no-color --tail 15 >&2 || true
+    docker_compose down -v --remove-orphans >/dev/null 2>&1 || true
+    # The next command of the trap judges by this status.
+    return "$status"
+}

@@ -55,6 +55,7 @@ mod error;
 mod metadata;
 mod producer;
 mod record;
+mod refresher;
 mod types;
 
 pub use admin::Admin;

@@ -2,14 +2,28 @@
 //!
 //! Owns: the public face and its settings. Never: sequences or streams (`partition`, `driver`).
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+mod completion;
+mod driver;
+mod gather;
+mod partition;
+mod shared;
+mod stream;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::Client;
 use crate::error::SendError;
-use crate::record::{Ack, Acks, Compression, Record};
+use crate::record::{Acks, Compression, Record};
+
+pub use completion::Ticket;
+use driver::Driver;
+use shared::Shared;
+
+/// The least a batch may be bounded to; less would put every record alone.
+const BATCH_BYTES_MIN: usize = 1 << 10;
+/// The most: what brokers accept, less room for a header.
+const BATCH_BYTES_MAX: usize = highwater_proto::batch::BATCH_BYTES_MAX - (4 << 10);
 
 /// Settings of a [`Producer`]; from [`Client::producer`].
 #[derive(Clone, Debug)]
@@ -59,7 +73,7 @@ impl ProducerBuilder {
 
     /// About how large a batch may grow, in bytes before compression. Default: 1 MiB; at most 4 MiB less a little.
     pub fn batch_bytes_max(mut self, bytes: usize) -> Self {
-        self.settings.batch_bytes_max = bytes;
+        self.settings.batch_bytes_max = bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
         self
     }
 
@@ -108,7 +122,10 @@ impl ProducerBuilder {
 
     /// The producer. It connects when it has something to send.
     pub fn build(self) -> Producer {
-        todo!("{:?} {:?}", self.client, self.settings)
+        let env = self.client.shared.env.clone();
+        let shared = Arc::new(Shared::new(self.client, self.settings));
+        env.spawn(Driver::new(shared.clone()).run());
+        Producer { handle: Arc::new(Handle { shared }) }
     }
 }
 
@@ -127,12 +144,31 @@ impl ProducerBuilder {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Producer {}
+pub struct Producer {
+    handle: Arc<Handle>,
+}
+
+/// Held by all clones of a producer; the driver holds only `shared`.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
 
 impl Producer {
     /// Admits an event; waits while the bytes bound is reached. The ticket resolves when it is acknowledged or has failed.
     pub async fn send(&self, record: impl Into<Record>) -> Result<Ticket, SendError> {
-        todo!("{:?}", record.into())
+        let record = record.into();
+        let shared = &self.handle.shared;
+        shared.prepare().await?;
+        let cost = shared.cost_of(&record);
+        shared.reserve(cost).await?;
+        shared.admit(&record, cost)
     }
 
     /// The same, to this partition whatever the key says.
@@ -147,41 +183,32 @@ impl Producer {
     /// Admits an event without waiting: [`SendError::Full`] when the bound is reached (or the topic is not known yet: the
     /// first event goes through `send`).
     pub fn try_send(&self, record: impl Into<Record>) -> Result<Ticket, SendError> {
-        todo!("{:?}", record.into())
+        let record = record.into();
+        let shared = &self.handle.shared;
+        let cost = shared.cost_of(&record);
+        shared.try_reserve(cost)?;
+        shared.admit(&record, cost)
     }
 
     /// Waits until everything admitted so far is acknowledged or has failed. Fails with the first failure since the last
     /// flush, also of events whose tickets were dropped.
     pub async fn flush(&self) -> Result<(), SendError> {
-        todo!()
+        self.handle.shared.flush().await
     }
 
     /// Admits no more events and flushes.
     pub async fn close(&self) -> Result<(), SendError> {
-        todo!()
+        self.handle.shared.close();
+        self.handle.shared.flush().await
     }
 
     /// Bytes admitted and not yet acknowledged.
     pub fn unacked_bytes(&self) -> usize {
-        todo!()
+        self.handle.shared.unacked_bytes()
     }
 
     /// The topic.
     pub fn topic(&self) -> &str {
-        todo!()
-    }
-}
-
-/// The promise of an [`Ack`]: a future that resolves when the event is acknowledged or has failed, within the delivery
-/// timeout. Dropping it does not take the event back.
-#[derive(Debug)]
-#[must_use = "an event is durable only when its ticket says so (or `flush` does)"]
-pub struct Ticket {}
-
-impl Future for Ticket {
-    type Output = Result<Ack, SendError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        todo!("{context:?}")
+        &self.handle.shared.settings.topic
     }
 }

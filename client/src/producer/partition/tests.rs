@@ -1,0 +1,1 @@
+//! Rules of sequence and order, one by one.

@@ -237,6 +237,17 @@ impl Log {
         written.io_context("write", path)
     }
 
+    /// Makes sure that appending `entries` payloads of `bytes` in all to the active segment will not run out of
+    /// disk space. What does not fit this segment is not looked after: roll first. A full disk is an error
+    /// here and changes nothing.
+    pub fn reserve(&mut self, bytes: u64, entries: usize) -> Result<(), StorageError> {
+        self.check_not_interrupted()?;
+        let frames = bytes + entries as u64 * frame_bytes(0) + entries as u64 * 8;
+        let end = (self.active.position + frames).min(segment::capacity(&self.options));
+        segment::reserve(&*self.active.file, end, &self.options)
+            .io_context("allocate space in", &self.active.segment.path)
+    }
+
     /// True if an append of `payload_len` bytes now would begin a new segment.
     pub fn will_roll(&self, payload_len: usize) -> bool {
         let end = self.active.position + frame_bytes(payload_len as u64);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::SimOp;
 
 /// What happens to a log.
 #[derive(Clone, Debug)]
@@ -23,8 +24,31 @@ enum Step {
     TruncatePrefix(u64),
     Reset,
     Reopen,
-    Crash,
+    /// Opened again with or without knowing from elsewhere what had been durable.
+    Crash {
+        floor_known: bool,
+    },
     FullDisk,
+    FailAppend(SimOp),
+    FailRoll(SimOp),
+    /// A truncation fails; then it is repeated, or the power goes.
+    FailTruncate {
+        op: SimOp,
+        count: u64,
+        crash: bool,
+    },
+}
+
+fn op() -> impl Strategy<Value = SimOp> {
+    prop::sample::select(vec![
+        SimOp::Create,
+        SimOp::Allocate,
+        SimOp::Write,
+        SimOp::Sync,
+        SimOp::SyncDir,
+        SimOp::Remove,
+        SimOp::Read,
+    ])
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -39,8 +63,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1_u64..12).prop_map(Step::TruncatePrefix),
         1 => Just(Step::Reset),
         1 => Just(Step::Reopen),
-        3 => Just(Step::Crash),
+        3 => any::<bool>().prop_map(|floor_known| Step::Crash { floor_known }),
         1 => Just(Step::FullDisk),
+        1 => op().prop_map(Step::FailAppend),
+        1 => op().prop_map(Step::FailRoll),
+        1 => (op(), 1_u64..8, any::<bool>())
+            .prop_map(|(op, count, crash)| Step::FailTruncate { op, count, crash }),
     ]
 }
 
@@ -85,15 +113,24 @@ impl Model {
         assert!(log.durable_index() >= self.durable.min(log.last_index()));
     }
 
-    fn append(&mut self, log: &mut Log, span: u32, bytes: usize, new_term: bool) {
-        self.term += u64::from(new_term);
+    fn append(&mut self, log: &mut Log, span: u32, bytes: usize) -> Result<(), StorageError> {
         let mut meta = meta(self.next_index(), self.term, span);
         meta.max_timestamp_ms = i64::try_from(meta.index * 37 % 256).unwrap();
         let payload: Vec<u8> =
             payload(meta.index + self.term).into_iter().cycle().take(bytes).collect();
-        let base_offset = log.append(&meta, &[&payload]).unwrap();
+        let base_offset = log.append(&meta, &[&payload])?;
         assert_eq!(base_offset, self.next_offset());
         self.entries.push(StoredEntry { meta, base_offset, payload: payload.into() });
+        Ok(())
+    }
+
+    /// Where a truncation of `count` entries cuts.
+    fn cut_point(&self, count: u64) -> u64 {
+        self.next_index().saturating_sub(count).max(self.start.first_index)
+    }
+
+    fn cut(&mut self, from: u64) {
+        self.entries.truncate(usize::try_from(from - self.start.first_index).unwrap());
     }
 
     /// After a crash the log may end anywhere between what was durable and what was appended.
@@ -112,7 +149,10 @@ fn run(seed: u64, steps: Vec<Step>) {
     let mut model = Model { start: START, entries: Vec::new(), term: 1, durable: 0, point: None };
     for step in steps {
         match step {
-            Step::Append { span, bytes, new_term } => model.append(&mut log, span, bytes, new_term),
+            Step::Append { span, bytes, new_term } => {
+                model.term += u64::from(new_term);
+                model.append(&mut log, span, bytes).unwrap();
+            }
             Step::Sync => {
                 sync(&mut log);
                 model.durable = log.last_index();
@@ -127,9 +167,9 @@ fn run(seed: u64, steps: Vec<Step>) {
             }
             Step::Roll => log.roll().unwrap(),
             Step::TruncateSuffix(count) => {
-                let from = model.next_index().saturating_sub(count).max(model.start.first_index);
+                let from = model.cut_point(count);
                 log.truncate_suffix(from).unwrap();
-                model.entries.truncate(usize::try_from(from - model.start.first_index).unwrap());
+                model.cut(from);
                 model.durable = log.durable_index();
             }
             Step::TruncatePrefix(count) => {
@@ -157,24 +197,48 @@ fn run(seed: u64, steps: Vec<Step>) {
                 model.durable = model.next_index() - 1;
                 model.point = None;
             }
-            Step::Crash => {
+            Step::Crash { floor_known } => {
                 drop(log);
                 sim.crash();
-                log = try_open(&disk, model.durable).unwrap().0;
+                let floor = if floor_known { model.durable } else { 0 };
+                log = try_open(&disk, floor).unwrap().0;
                 model.settle(&log);
             }
             Step::FullDisk => {
                 sim.set_capacity(Some(sim.used_bytes()));
-                let index = model.next_index();
-                let big = log.append(&meta(index, model.term, 1), &[&[1; 4000]]);
+                let big = model.append(&mut log, 1, 4000);
                 sim.set_capacity(None);
-                match big {
-                    Err(error) => assert!(error.is_disk_full(), "{error}"),
-                    Ok(base_offset) => model.entries.push(StoredEntry {
-                        meta: meta(index, model.term, 1),
-                        base_offset,
-                        payload: vec![1; 4000].into(),
-                    }),
+                assert!(big.is_ok() || big.is_err_and(|error| error.is_disk_full()));
+            }
+            Step::FailAppend(op) => {
+                sim.fail_next(op, std::io::ErrorKind::Other);
+                let _ = model.append(&mut log, 2, 300);
+                sim.clear_failures();
+                // Replacing an empty segment can itself fail halfway.
+                let _ = log.truncate_suffix(model.next_index());
+            }
+            Step::FailRoll(op) => {
+                sim.fail_next(op, std::io::ErrorKind::Other);
+                let _ = log.roll();
+                sim.clear_failures();
+                let _ = log.truncate_suffix(model.next_index());
+            }
+            Step::FailTruncate { op, count, crash } => {
+                let from = model.cut_point(count);
+                sim.fail_next(op, std::io::ErrorKind::Other);
+                let result = log.truncate_suffix(from);
+                sim.clear_failures();
+                if result.is_err() && crash {
+                    drop(log);
+                    sim.crash();
+                    // It may or may not have happened.
+                    model.durable = model.durable.min(from - 1);
+                    log = try_open(&disk, model.durable).unwrap().0;
+                    model.settle(&log);
+                } else {
+                    log.truncate_suffix(from).unwrap();
+                    model.cut(from);
+                    model.durable = model.durable.min(from - 1);
                 }
             }
         }
@@ -183,7 +247,7 @@ fn run(seed: u64, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_log_is_the_vector_whatever_happens(

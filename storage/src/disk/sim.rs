@@ -26,7 +26,7 @@ pub enum SimOp {
     Open,
     /// `DiskFile::allocate`.
     Allocate,
-    /// `DiskFile::write_at`; the bytes up to some sector may be written all the same.
+    /// `DiskFile::write_at`; some or all of the bytes may be written all the same.
     Write,
     /// `DiskFile::read`.
     Read,
@@ -447,9 +447,10 @@ impl DiskFile for SimFile {
         let old = state.handle(self.boot, self.inode)?.volatile.len;
         state.check_capacity((offset + bytes.len() as u64).saturating_sub(old))?;
         if failure.is_err() {
-            // The page cache takes what it takes in whole sectors.
+            // The page cache takes what it takes in whole sectors, or everything before the error.
             let end = (offset + state.next_random() % (bytes.len() as u64 + 1)) / SECTOR as u64;
-            let kept = (end * SECTOR as u64).saturating_sub(offset);
+            let some = (end * SECTOR as u64).saturating_sub(offset);
+            let kept = if state.coin() { some } else { bytes.len() as u64 };
             bytes.truncate(usize::try_from(kept).unwrap_or(0));
         }
         let file = state.handle(self.boot, self.inode)?;

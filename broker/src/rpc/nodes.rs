@@ -1,0 +1,116 @@
+//! NodeService: what other nodes ask, on the internal port only.
+//!
+//! Owns: nothing; turns calls into calls of [`crate::cluster::Node`]. A call that was passed on ends here: it is never
+//! passed on again, so two nodes that each take the other for the leader cannot send it in circles.
+
+use std::sync::Arc;
+
+use highwater_proto::internal::node_service_server::NodeService;
+use highwater_proto::{internal, v1};
+use tonic::{Request, Response, Status};
+
+use super::door::Door;
+use super::in_flight::InFlight;
+use super::status;
+use crate::error::BrokerError;
+
+/// NodeService of the internal listener.
+pub(super) struct Nodes {
+    pub(super) door: Door,
+    /// Bounds what other nodes pass on.
+    pub(super) in_flight: Arc<InFlight>,
+}
+
+/// Other nodes know addresses by themselves.
+fn answer<T>(outcome: Result<T, BrokerError>) -> Result<Response<T>, Status> {
+    outcome.map(Response::new).map_err(|error| status::status(&error, |_| None))
+}
+
+fn required<T>(field: Option<T>, name: &str) -> Result<T, BrokerError> {
+    field.ok_or_else(|| BrokerError::InvalidArgument {
+        field: name.to_owned(),
+        why: "is missing".to_owned(),
+    })
+}
+
+#[tonic::async_trait]
+impl NodeService for Nodes {
+    async fn get_founding_state(
+        &self,
+        request: Request<internal::GetFoundingStateRequest>,
+    ) -> Result<Response<internal::GetFoundingStateResponse>, Status> {
+        Ok(Response::new(self.door.node.founding_state(request.get_ref())))
+    }
+
+    async fn promise_founding(
+        &self,
+        request: Request<internal::PromiseFoundingRequest>,
+    ) -> Result<Response<internal::PromiseFoundingResponse>, Status> {
+        let promised = self.door.node.promise_founding(request.into_inner()).await;
+        answer(promised.map(|()| internal::PromiseFoundingResponse {}))
+    }
+
+    async fn confirm_founding(
+        &self,
+        request: Request<internal::ConfirmFoundingRequest>,
+    ) -> Result<Response<internal::ConfirmFoundingResponse>, Status> {
+        let confirmed = self.door.node.confirm_founding(request.into_inner()).await;
+        answer(confirmed.map(|()| internal::ConfirmFoundingResponse {}))
+    }
+
+    async fn propose_metadata(
+        &self,
+        request: Request<internal::ProposeMetadataRequest>,
+    ) -> Result<Response<internal::ProposeMetadataResponse>, Status> {
+        let outcome = match required(request.into_inner().command, "command") {
+            Ok(command) => self.door.node.propose_metadata_here(command).await,
+            Err(error) => Err(error),
+        };
+        answer(outcome.map(|outcome| internal::ProposeMetadataResponse { outcome: Some(outcome) }))
+    }
+
+    async fn get_partitions(
+        &self,
+        request: Request<internal::GetPartitionsRequest>,
+    ) -> Result<Response<internal::GetPartitionsResponse>, Status> {
+        let groups = request.into_inner().group_ids.into_iter();
+        let groups = groups
+            .filter_map(|group| self.door.own_state(group))
+            .map(|(group_id, partition)| internal::GroupState {
+                group_id,
+                partition: Some(partition),
+            })
+            .collect();
+        Ok(Response::new(internal::GetPartitionsResponse { groups }))
+    }
+
+    async fn forward_produce(
+        &self,
+        request: Request<v1::ProduceRequest>,
+    ) -> Result<Response<v1::ProduceResponse>, Status> {
+        answer(self.door.produce_here(&self.in_flight, request.into_inner()).await)
+    }
+
+    async fn forward_fetch(
+        &self,
+        request: Request<v1::FetchRequest>,
+    ) -> Result<Response<v1::FetchResponse>, Status> {
+        answer(self.door.fetch_here(request.get_ref()).await)
+    }
+
+    async fn forward_trim(
+        &self,
+        request: Request<v1::TopicServiceTrimRequest>,
+    ) -> Result<Response<v1::TopicServiceTrimResponse>, Status> {
+        answer(self.door.trim_here(request.get_ref()).await)
+    }
+
+    async fn transfer_group(
+        &self,
+        request: Request<internal::TransferGroupRequest>,
+    ) -> Result<Response<internal::TransferGroupResponse>, Status> {
+        let internal::TransferGroupRequest { group_id, to_node_id } = request.into_inner();
+        let chosen = self.door.transfer_here(group_id, to_node_id).await;
+        answer(chosen.map(|to_node_id| internal::TransferGroupResponse { to_node_id }))
+    }
+}

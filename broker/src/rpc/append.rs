@@ -127,25 +127,16 @@ fn recompressed(batch: Bytes, codec: Compression) -> Result<(Bytes, BatchHeader)
     let header = *view.header();
     let mut builder = BatchBuilder::new(codec);
     builder.set_producer(header.producer_id, header.producer_epoch, header.base_sequence);
+    let not_utf8 = || BatchError::InvalidRecord { index: 0, problem: "a header key is not UTF-8" };
     for record in view.records()? {
         let record = record?;
-        let headers: Result<Vec<(&str, Option<&[u8]>)>, BatchError> = record
-            .headers
-            .iter()
-            .map(|(key, value)| {
-                let key = std::str::from_utf8(key).map_err(|_| BatchError::InvalidRecord {
-                    index: 0,
-                    problem: "a header key is not UTF-8",
-                })?;
-                Ok((key, value.as_deref()))
-            })
-            .collect();
-        builder.push(
-            record.timestamp_ms,
-            record.key.as_deref(),
-            record.value.as_deref(),
-            &headers?,
-        )?;
+        let mut headers = Vec::with_capacity(record.headers.len());
+        for (key, value) in &record.headers {
+            let key = std::str::from_utf8(key).map_err(|_| not_utf8())?;
+            headers.push((key, value.as_deref()));
+        }
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        builder.push(record.timestamp_ms, key, value, &headers)?;
     }
     let bytes = builder.build()?;
     check_batch_bytes(bytes.len())?;

@@ -74,7 +74,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const _: () = {
     use highwater_proto::batch::BATCH_BYTES_MAX;
     assert!(BATCH_BYTES_MAX + (1 << 20) <= MESSAGE_BYTES_MAX);
-    assert!(BATCH_BYTES_MAX + (door::FETCH_BYTES_MAX as usize) + (1 << 19) <= MESSAGE_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX as u64 + door::FETCH_BYTES_MAX + (1 << 19) <= MESSAGE_BYTES_MAX as u64);
     assert!(MESSAGE_BYTES_MAX <= INTERNAL_MESSAGE_BYTES_MAX);
 };
 

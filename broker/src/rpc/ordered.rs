@@ -92,7 +92,7 @@ mod tests {
         let mut ordered = Ordered::new();
         let (first, second) = (ticket(&mut ordered, "a"), ticket(&mut ordered, "a"));
         second.send(2).unwrap();
-        assert_eq!(ready(&mut ordered), []);
+        assert!(ready(&mut ordered).is_empty());
         first.send(1).unwrap();
         assert_eq!(ready(&mut ordered), [1, 2]);
         assert!(ordered.is_empty() && ordered.waiting.is_empty());
@@ -102,7 +102,7 @@ mod tests {
     fn an_answer_added_after_an_earlier_one_was_polled_stays_behind_it() {
         let mut ordered = Ordered::new();
         let first = ticket(&mut ordered, "a");
-        assert_eq!(ready(&mut ordered), []);
+        assert!(ready(&mut ordered).is_empty());
         let second = ticket(&mut ordered, "a");
         // The earlier one wakes after the later one was added, as on a real stream.
         second.send(2).unwrap();

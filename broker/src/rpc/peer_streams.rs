@@ -40,8 +40,8 @@ const HELLO_MAX: Duration = Duration::from_secs(2);
 
 // One entry of the largest batch fits into one message, with room for the rest of it.
 const _: () = assert!(
-    (MESSAGE_BYTES_TARGET as usize) + highwater_proto::batch::BATCH_BYTES_MAX + (1 << 20)
-        <= INTERNAL_MESSAGE_BYTES_MAX
+    MESSAGE_BYTES_TARGET + highwater_proto::batch::BATCH_BYTES_MAX as u64 + (1 << 20)
+        <= INTERNAL_MESSAGE_BYTES_MAX as u64
 );
 
 type Events = watch::Receiver<Option<Arc<dyn PeerEvents>>>;
@@ -126,8 +126,8 @@ impl PeerStreams for GrpcPeerStreams {
     fn send(&self, to: NodeId, batch: internal::PeerBatch) -> bool {
         let queue = self.peers.lock().get(&to).and_then(|peer| peer.slot.lock().clone());
         let Some(queue) = queue else { return false };
-        // All parts are tried: a part that was taken is worth having although another was not.
-        split(batch).into_iter().fold(true, |all_taken, part| queue.push(part) && all_taken)
+        // What follows a part that was not taken would only be refused by its receiver.
+        split(batch).into_iter().all(|part| queue.push(part))
     }
 
     fn set_peers(&self, peers: Vec<(NodeId, String)>) {

@@ -306,7 +306,7 @@ mod tests {
         let (late, outcome) = tokio::sync::oneshot::channel::<u64>();
         queue.send(answer("a", async move { ack(outcome.await.unwrap()) })).await.ok().unwrap();
         drop(queue);
-        assert_eq!(now(&mut writer), []);
+        assert!(now(&mut writer).is_empty());
         assert!(writer.next().now_or_never().is_none(), "not ended while an answer is outstanding");
         late.send(7).unwrap();
         assert_eq!(now(&mut writer), [Ok(7)]);

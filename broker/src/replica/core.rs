@@ -229,8 +229,7 @@ impl Core {
         if appends && !message.entries.is_empty() {
             // A full disk is found out here, where the message can still be dropped: the leader sends it again.
             let bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
-            self.log
-                .reserve(bytes, message.entries.len())
+            self.make_room(bytes, message.entries.len(), effects)
                 .map_err(|error| format!("no room to append: {error}"))?;
         }
         let last = (message.index + message.entries.len() as u64, message.term);
@@ -445,7 +444,7 @@ impl Core {
         if draft.entries.is_empty() {
             return;
         }
-        if let Err(error) = self.log.reserve(draft.bytes, draft.entries.len()) {
+        if let Err(error) = self.make_room(draft.bytes, draft.entries.len(), effects) {
             tracing::warn!(group = self.group, %error, "no room for proposals");
             for waiter in draft.waiters {
                 effects.answers.push((waiter.token, Err(BrokerError::DiskFull)));
@@ -702,7 +701,14 @@ impl Core {
         followers
     }
 
+    /// Index of the last committed entry here.
+    #[cfg(test)]
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed
+    }
+
     /// Producers as this replica remembers them, to compare replicas.
+    #[cfg(test)]
     pub(crate) fn producers(&self) -> Option<&Producers> {
         match &self.derived {
             Derived::Partition(producers) => Some(producers),

@@ -154,8 +154,11 @@ pub struct Engine {
 impl Engine {
     /// Opens the journal and starts the threads; replicas are opened one by one.
     pub fn start(config: EngineConfig) -> Result<Self, StorageError> {
-        let (journal, saved) =
-            HardStateJournal::open(Arc::clone(&config.disk), &config.dir.join("hard-state"))?;
+        let groups = config.dir.join("groups");
+        let made = config.disk.create_dir_all(&groups);
+        made.and_then(|()| config.disk.sync_dir(&config.dir))
+            .map_err(|source| StorageError::Io { operation: "create", path: groups, source })?;
+        let (journal, saved) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
         let journal = Arc::new(Mutex::new(journal));
         let mut workers = Vec::new();
         for number in 0..config.workers.max(1) {

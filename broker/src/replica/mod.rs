@@ -15,6 +15,8 @@ mod logging;
 mod producers;
 mod raft_log;
 mod retention;
+#[cfg(test)]
+mod simulation;
 mod syncer;
 mod worker;
 

@@ -18,6 +18,8 @@ use crate::replica::raft_log::decode_snapshot;
 
 /// Commands applied between two checkpoints of a state machine.
 const COMMANDS_PER_CHECKPOINT: u64 = 1024;
+/// What a frame takes beside its payload, at most.
+const FRAME_OVERHEAD_BYTES: u64 = 128;
 
 impl Core {
     /// Handles everything that is ready. Called after every change, so that between calls all of raft's log is in the log.
@@ -124,6 +126,24 @@ impl Core {
             effects.appended_entries += 1;
         }
         Ok(())
+    }
+
+    /// Makes sure that entries can be appended before raft takes them, since it cannot give them back. Rolls first
+    /// where they would not fit the segment.
+    pub(super) fn make_room(
+        &mut self,
+        bytes: u64,
+        entries: usize,
+        effects: &mut Effects,
+    ) -> Result<(), StorageError> {
+        let overhead =
+            u64::try_from(entries).unwrap_or(u64::MAX).saturating_mul(FRAME_OVERHEAD_BYTES);
+        let needed = usize::try_from(bytes.saturating_add(overhead)).unwrap_or(usize::MAX);
+        if self.log.will_roll(needed) && self.log.last_index() >= self.log.first_index() {
+            effects.checkpoints.extend(self.partition_checkpoint());
+            self.log.roll()?;
+        }
+        self.log.reserve(bytes, entries)
     }
 
     fn append_one(&mut self, entry: &Entry, described: &Described) -> Result<(), StorageError> {

@@ -2,18 +2,27 @@
 //!
 //! Owns: the public face and its settings. Never: streams to brokers (`driver`).
 
+mod cursor;
+mod driver;
+mod events;
+mod queue;
+mod stream;
+
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Code;
 
 use crate::client::Client;
-use crate::error::ConsumeError;
-use crate::record::Event;
+use crate::error::{ConsumeError, Refusal, reason};
+use crate::metadata::TopicView;
 use crate::types::Start;
+
+use driver::{Driver, Ends};
+pub use events::{EventBatch, Events};
+use queue::Account;
 
 /// Says what to read; from [`Client::consumer`]. Clones subscribe independently.
 #[derive(Clone, Debug)]
@@ -98,104 +107,59 @@ impl ConsumerBuilder {
     /// Begins to read. When it returns, the topic exists and, for [`Start::Latest`] and [`Start::Timestamp`], every partition's
     /// place is fixed: an event published afterwards will be read.
     pub async fn subscribe(self) -> Result<Events, ConsumeError> {
-        todo!("{:?} {:?}", self.client, self.settings)
+        let Self { client, settings } = self;
+        let topic: Arc<str> = Arc::from(settings.topic.as_str());
+        let refused = |refusal| ConsumeError::CannotSubscribe { topic: topic.to_string(), refusal };
+        if settings.group.is_some() {
+            let text = "consumer groups come with a later version; read partitions instead";
+            let refusal = Refusal::local(reason::UNIMPLEMENTED, Code::Unimplemented, text);
+            return Err(refused(refusal));
+        }
+        let shared = client.shared.clone();
+        let deadline = shared.env.now() + shared.config.request_timeout;
+        let view = shared
+            .metadata
+            .lookup(&shared.connections, &shared.config, &settings.topic, deadline)
+            .await
+            .map_err(|refusal| refused(refusal.nothing_sent()))?;
+        check_partitions(&settings, &view).map_err(refused)?;
+        let must_be_placed = settings.must_be_placed();
+
+        let (items_in, items) = mpsc::unbounded_channel();
+        let (seeks_in, seeks) = mpsc::unbounded_channel();
+        let (placed_in, placed) = oneshot::channel();
+        let account = Arc::new(Account::new());
+        let places = queue::Places::default();
+        let ends =
+            Ends { account, places: places.clone(), items: items_in, seeks, placed: placed_in };
+        let driver = Driver::new(client, settings, &view, ends);
+        shared.env.spawn(driver.run());
+        let events = Events::new(topic.clone(), items, seeks_in, places);
+        if must_be_placed && tokio::time::timeout_at(deadline, placed).await.is_err() {
+            let text = "not every partition could be reached in time";
+            let refusal = Refusal::local(reason::TIMEOUT, Code::DeadlineExceeded, text);
+            return Err(refused(refusal));
+        }
+        Ok(events)
     }
 }
 
-/// The events of a subscription: each event once, in order within each partition, across reconnects and leader changes.
-///
-/// An `Err` item does not end the stream unless every partition has ended; see [`ConsumeError`]. Dropping it ends the
-/// subscription.
-///
-/// ```no_run
-/// # async fn run(client: highwater_client::Client) -> Result<(), highwater_client::ConsumeError> {
-/// use futures::StreamExt;
-/// use highwater_client::Start;
-///
-/// let mut events = client.consumer("orders").start(Start::Latest).subscribe().await?;
-/// while let Some(event) = events.next().await {
-///     let event = event?;
-///     println!("{}:{} {:?}", event.partition, event.offset, event.value_str());
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Debug)]
-pub struct Events {}
-
-impl Events {
-    /// The next whole batch, for speed: all events of one partition that arrived together and were not yet taken one by one.
-    /// `None` when every partition has ended.
-    pub async fn next_batch(&mut self) -> Option<Result<EventBatch, ConsumeError>> {
-        todo!()
-    }
-
-    /// Offset of the next event that this stream will give of a partition; `None` if it is not known yet, or the partition is
-    /// not part of the subscription.
-    pub fn position(&self, partition: u32) -> Option<i64> {
-        todo!("{partition}")
-    }
-
-    /// All known positions, by partition.
-    pub fn positions(&self) -> BTreeMap<u32, i64> {
-        todo!()
-    }
-
-    /// First offset of a partition that was not readable yet when its broker last said something.
-    pub fn high_watermark(&self, partition: u32) -> Option<i64> {
-        todo!("{partition}")
-    }
-
-    /// Continues a partition somewhere else; also revives one that has ended. Events already waiting here are dropped.
-    pub fn seek(&mut self, partition: u32, to: Start) -> Result<(), ConsumeError> {
-        todo!("{partition} {to:?}")
-    }
-
-    /// The topic.
-    pub fn topic(&self) -> &Arc<str> {
-        todo!()
+impl Settings {
+    /// Whether some partition starts at a place that moves with time: it must be fixed before `subscribe` returns.
+    fn must_be_placed(&self) -> bool {
+        let mut starts = self.starts.values().chain(std::iter::once(&self.start));
+        starts.any(|start| matches!(start, Start::Latest | Start::Timestamp(_)))
     }
 }
 
-impl Stream for Events {
-    type Item = Result<Event, ConsumeError>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        todo!("{context:?}")
-    }
-}
-
-/// Events of one partition that arrived together, in order. Keys and values point into the received bytes.
-#[derive(Debug)]
-pub struct EventBatch {}
-
-impl EventBatch {
-    /// The partition.
-    pub fn partition(&self) -> u32 {
-        todo!()
-    }
-
-    /// Number of events.
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-
-    /// Whether there are none (never so for a batch that `next_batch` gave).
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Bytes as received, compressed if they were.
-    pub fn encoded_bytes(&self) -> usize {
-        todo!()
-    }
-
-    /// The events.
-    pub fn events(&self) -> &[Event] {
-        todo!()
-    }
-
-    /// The events, taken.
-    pub fn into_events(self) -> Vec<Event> {
-        todo!()
-    }
+/// Every partition that was asked for must exist.
+fn check_partitions(settings: &Settings, view: &TopicView) -> Result<(), Refusal> {
+    let count = view.partitions();
+    let asked = settings.partitions.iter().flatten().chain(settings.starts.keys());
+    let Some(unknown) = asked.copied().find(|partition| *partition >= count) else {
+        return Ok(());
+    };
+    let topic = &settings.topic;
+    let text = format!("topic '{topic}' has no partition {unknown}: it has {count}, from 0");
+    Err(Refusal::local(reason::UNKNOWN_PARTITION, Code::NotFound, text))
 }

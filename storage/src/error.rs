@@ -56,6 +56,12 @@ pub enum StorageError {
         /// The term that came.
         got: u64,
     },
+    /// The entry's offsets would pass the end of the number space.
+    #[error("no offsets are left after {next_offset}")]
+    OffsetsExhausted {
+        /// The offset that the entry would have begun with.
+        next_offset: u64,
+    },
     /// A truncation or reset failed halfway: it must be repeated, or the log opened again, before
     /// anything else is written.
     #[error("{} must be truncated again: the last attempt failed halfway", dir.display())]

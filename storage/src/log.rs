@@ -154,7 +154,8 @@ impl Log {
 
     /// Appends an entry, whose payload is the parts one after the other, and returns its base offset. It
     /// can be read at once and is not yet durable. Rolls when the segment is full. After an error nothing
-    /// was appended; a full disk may be tried again.
+    /// was appended; a full disk may be tried again. After any other error the entry may be there all the
+    /// same once the log is opened again, unless something else was appended in its place and synced.
     pub fn append(&mut self, meta: &EntryMeta, payload: &[&[u8]]) -> Result<u64, StorageError> {
         let payload_len = self.check_append(meta, payload)?;
         if self.will_roll(payload_len as usize) {
@@ -212,6 +213,9 @@ impl Log {
                 last: state.last_term,
                 got: meta.term,
             });
+        }
+        if state.next_offset.checked_add(u64::from(meta.offset_span)).is_none() {
+            return Err(StorageError::OffsetsExhausted { next_offset: state.next_offset });
         }
         Ok(len)
     }
@@ -279,8 +283,7 @@ impl Log {
             }
         };
         let old = std::mem::replace(&mut self.active, active);
-        self.sealed_unsynced.push_back((Arc::clone(&old.segment), old.file));
-        self.shared.note_open_sealed(&old.segment);
+        self.sealed_unsynced.push_back((old.segment, old.file));
         self.must_roll = false;
         self.dir_version += 1;
         let segment = Arc::clone(&self.active.segment);
@@ -526,6 +529,8 @@ impl Log {
                 let scan = Scan { info, last_term, epochs, points, frames: 0 };
                 self.write_index(segment, &scan);
             }
+            // From now on it may be closed: what the index file was made of is on disk.
+            self.shared.note_open_sealed(segment);
             self.sealed_unsynced.pop_front();
         }
     }

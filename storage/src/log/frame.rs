@@ -103,6 +103,11 @@ impl FrameHeader {
         })
     }
 
+    /// The offset after the entry's last. Saturates: a checksum is no proof against an absurd header.
+    pub(super) fn end_offset(&self) -> u64 {
+        self.base_offset.saturating_add(u64::from(self.meta.offset_span))
+    }
+
     /// Bytes of the whole frame.
     pub(super) fn frame_bytes(&self) -> u64 {
         frame_bytes(u64::from(self.payload_len))

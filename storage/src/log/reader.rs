@@ -69,7 +69,7 @@ impl LogReader {
     pub fn end_offset(&self, index: u64) -> Option<u64> {
         let entry = {
             let state = self.shared.state.read();
-            if index + 1 == state.start.first_index {
+            if index == state.start.first_index - 1 {
                 return Some(state.start.next_offset);
             }
             if index < state.start.first_index || index >= state.next_index {
@@ -81,7 +81,7 @@ impl LogReader {
             return Some(entry.info.end_offset);
         }
         let found = self.frame_at(&entry, index).ok()?;
-        Some(found.header.base_offset + u64::from(found.header.meta.offset_span))
+        Some(found.header.end_offset())
     }
 
     /// The entries from index `from` up to `to` (not included): as many as hold at most `bytes_max` bytes
@@ -157,9 +157,8 @@ impl LogReader {
             let mut walk = self.walk(entry, |points| points.before_offset(from))?;
             while walk.next_index < entry.info.end_index {
                 let found = walk.next()?.ok_or_else(|| walk.missing(walk.next_index))?;
-                let span = u64::from(found.header.meta.offset_span);
-                let end_offset = found.header.base_offset + span;
-                if span == 0 || end_offset <= from {
+                let end_offset = found.header.end_offset();
+                if found.header.meta.offset_span == 0 || end_offset <= from {
                     continue;
                 }
                 if end_offset > to || !budget.admits(&found) {
@@ -324,7 +323,7 @@ impl Walk<'_> {
         let found = found
             .filter(|found| self.next_index == 0 || found.header.meta.index == self.next_index);
         if let Some(found) = &found {
-            self.next_index = found.header.meta.index + 1;
+            self.next_index = found.header.meta.index.saturating_add(1);
         }
         Ok(found)
     }

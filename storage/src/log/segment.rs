@@ -260,11 +260,12 @@ impl Scan {
     /// Takes in the next frame. False, and nothing taken, if it does not continue the segment.
     fn push(&mut self, found: &Found, interval: u32) -> bool {
         let meta = &found.header.meta;
-        let end_offset = found.header.base_offset.checked_add(u64::from(meta.offset_span));
         let follows = meta.index == self.info.end_index
             && found.header.base_offset == self.info.end_offset
             && meta.term >= self.last_term;
-        let (true, Some(end_offset)) = (follows, end_offset) else {
+        let end_index = meta.index.checked_add(1);
+        let end_offset = found.header.base_offset.checked_add(u64::from(meta.offset_span));
+        let (true, Some(end_index), Some(end_offset)) = (follows, end_index, end_offset) else {
             return false;
         };
         self.points.note(interval, found.position, self.point(found));
@@ -276,7 +277,7 @@ impl Scan {
             });
         }
         self.last_term = meta.term;
-        self.info.end_index += 1;
+        self.info.end_index = end_index;
         self.info.end_offset = end_offset;
         self.info.bytes = found.end_position();
         self.info.last_append_time_ms = meta.append_time_ms;

@@ -13,7 +13,7 @@ use super::types::{EntryMeta, Epoch, LogStart, SegmentInfo};
 use crate::disk::Disk;
 
 /// Sealed segments of one log that are kept open; each costs a descriptor and a mapping.
-const OPEN_SEALED_MAX: usize = 8;
+const OPEN_SEALED_MAX: usize = 4;
 
 /// Shared by a log and its readers.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl State {
 
     /// The term of an entry, also of the one before the first.
     pub(super) fn term(&self, index: u64) -> Option<u64> {
-        if index + 1 == self.start.first_index {
+        if index == self.start.first_index - 1 {
             return Some(self.start.prev_term);
         }
         if index < self.start.first_index || index >= self.next_index {

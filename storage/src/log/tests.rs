@@ -80,3 +80,12 @@ fn files(disk: &Arc<dyn Disk>, extension: &str) -> Vec<PathBuf> {
     let names = disk.list(dir).unwrap();
     names.iter().filter(|name| name.ends_with(extension)).map(|name| dir.join(name)).collect()
 }
+
+#[test]
+fn the_writer_may_move_between_threads_and_readers_may_be_shared() {
+    fn send<T: Send>() {}
+    fn send_and_sync<T: Send + Sync + Clone>() {}
+    send::<Log>();
+    send_and_sync::<SyncPoint>();
+    send_and_sync::<LogReader>();
+}

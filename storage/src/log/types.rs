@@ -33,7 +33,7 @@ pub struct StoredEntry {
 impl StoredEntry {
     /// The offset after the entry's last: `base_offset` + span.
     pub fn end_offset(&self) -> u64 {
-        self.base_offset + u64::from(self.meta.offset_span)
+        self.base_offset.saturating_add(u64::from(self.meta.offset_span))
     }
 }
 

@@ -79,6 +79,8 @@ struct Model {
     term: u64,
     durable: u64,
     point: Option<SyncPoint>,
+    /// Entries whose append failed: until something durable stands in their place, they may come back.
+    maybe: Vec<StoredEntry>,
 }
 
 impl Model {
@@ -118,10 +120,20 @@ impl Model {
         meta.max_timestamp_ms = i64::try_from(meta.index * 37 % 256).unwrap();
         let payload: Vec<u8> =
             payload(meta.index + self.term).into_iter().cycle().take(bytes).collect();
-        let base_offset = log.append(&meta, &[&payload])?;
-        assert_eq!(base_offset, self.next_offset());
-        self.entries.push(StoredEntry { meta, base_offset, payload: payload.into() });
-        Ok(())
+        let base_offset = self.next_offset();
+        let appended = log.append(&meta, &[&payload]);
+        let entry = StoredEntry { meta, base_offset, payload: payload.into() };
+        match appended {
+            Ok(got) => {
+                assert_eq!(got, base_offset);
+                self.entries.push(entry);
+                Ok(())
+            }
+            Err(error) => {
+                self.maybe.push(entry);
+                Err(error)
+            }
+        }
     }
 
     /// Where a truncation of `count` entries cuts.
@@ -136,6 +148,11 @@ impl Model {
     /// After a crash the log may end anywhere between what was durable and what was appended.
     fn settle(&mut self, log: &Log) {
         assert!(log.last_index() >= self.durable, "{} < {}", log.last_index(), self.durable);
+        let last = all(log).pop();
+        if let Some(back) = last.filter(|last| self.maybe.contains(last)) {
+            self.cut(back.meta.index.min(self.next_index()));
+            self.entries.push(back);
+        }
         let kept = log.last_index() + 1 - self.start.first_index;
         self.entries.truncate(usize::try_from(kept).unwrap());
         self.durable = log.last_index();
@@ -146,7 +163,14 @@ impl Model {
 fn run(seed: u64, steps: Vec<Step>) {
     let (sim, disk) = sim(seed);
     let mut log = create(&disk);
-    let mut model = Model { start: START, entries: Vec::new(), term: 1, durable: 0, point: None };
+    let mut model = Model {
+        start: START,
+        entries: Vec::new(),
+        term: 1,
+        durable: 0,
+        point: None,
+        maybe: Vec::new(),
+    };
     for step in steps {
         match step {
             Step::Append { span, bytes, new_term } => {
@@ -192,10 +216,11 @@ fn run(seed: u64, steps: Vec<Step>) {
                 model.durable = start.first_index - 1;
             }
             Step::Reopen => {
+                let next = model.next_index();
                 drop(log);
                 log = open(&disk).0;
-                model.durable = model.next_index() - 1;
-                model.point = None;
+                model.settle(&log);
+                assert!(log.last_index() + 1 >= next);
             }
             Step::Crash { floor_known } => {
                 drop(log);

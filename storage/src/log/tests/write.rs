@@ -385,3 +385,19 @@ fn many_logs_become_durable_in_one_group() {
         assert_eq!(log.last_index(), 9);
     }
 }
+
+#[test]
+fn offsets_and_indexes_at_the_end_of_their_numbers_are_errors_not_panics() {
+    let (_, disk) = sim(1);
+    let start = LogStart { first_index: 1, prev_term: 0, next_offset: u64::MAX - 1 };
+    let mut log = Log::create(Arc::clone(&disk), Path::new(DIR), start, options()).unwrap();
+    let error = log.append(&meta(1, 1, 2), &[]).unwrap_err();
+    assert!(matches!(error, StorageError::OffsetsExhausted { .. }));
+    log.append(&meta(1, 1, 1), &[]).unwrap();
+    let reader = log.reader();
+    assert_eq!(reader.term(u64::MAX), None);
+    assert_eq!(reader.end_offset(u64::MAX), None);
+    assert!(reader.entries(u64::MAX, u64::MAX, 1).is_err());
+    assert!(log.truncate_suffix(u64::MAX).is_err());
+    assert_eq!(log.truncate_prefix(u64::MAX).unwrap(), 0);
+}

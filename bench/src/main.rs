@@ -1,2 +1,96 @@
-//! Placeholder while the crate is written.
-fn main() {}
+//! `bench`: repeatable load against a running cluster: throughput, latency, and what it costs the brokers.
+//!
+//! Owns: the command line, connecting, the topic. Never: starts brokers, or measures without saying the settings.
+
+mod args;
+mod consume;
+mod end_to_end;
+mod env;
+mod latency;
+mod pace;
+mod payload;
+mod processes;
+mod produce;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use highwater_client::{Client, NewTopic, reason};
+
+use crate::args::{Cli, Command, Load, Output};
+use crate::processes::Processes;
+use crate::report::Report;
+
+/// How long to look for the cluster.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let (kind, load) = match command {
+        Command::Produce(load) => ("produce", load),
+        Command::Consume(load) => ("consume", load),
+        Command::E2e(load) => ("e2e", load),
+        Command::Storage => bail!("'bench storage' comes with a later version"),
+        Command::Compare => bail!("'bench compare' comes with a later version"),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(measure(kind, &load))
+}
+
+async fn measure(kind: &'static str, load: &Load) -> anyhow::Result<()> {
+    let client = Client::builder()
+        .servers(load.servers.as_str())
+        .client_id("bench")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect()
+        .await?;
+    prepare_topic(&client, load).await?;
+    let processes = Processes::find(&client, &load.broker_pids).await;
+    let before = processes.sample();
+    let own_before = processes::own_cpu_seconds();
+    let mut measured = match kind {
+        "produce" => produce::run(&client, load).await?,
+        "consume" => consume::run(&client, load).await?,
+        _ => end_to_end::run(&client, load).await?,
+    };
+    measured.client_cpu_seconds = processes::own_cpu_seconds() - own_before;
+    let report = Report::new(kind, load, &measured, &before, &processes.sample());
+    match load.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => print!("{report}"),
+    }
+    if measured.errors > 0 {
+        bail!("{} records were not acknowledged: {}", measured.errors, measured.first_error);
+    }
+    Ok(())
+}
+
+/// Creates the topic if `--create` says so and it does not exist.
+async fn prepare_topic(client: &Client, load: &Load) -> anyhow::Result<()> {
+    let admin = client.admin();
+    match admin.get_topic(&load.topic).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.reason() == reason::UNKNOWN_TOPIC && load.create => {
+            let topic = NewTopic::new(&load.topic)
+                .partitions(load.partitions)
+                .replication_factor(load.replication_factor);
+            admin.create_topic(topic).await.context("cannot create the topic")?;
+            Ok(())
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("topic '{}' (--create makes it)", load.topic))
+        }
+    }
+}

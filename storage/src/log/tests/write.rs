@@ -301,6 +301,23 @@ fn a_failed_roll_may_be_tried_again_whatever_failed() {
 }
 
 #[test]
+fn a_failed_roll_whose_file_stays_behind_hides_nothing() {
+    for seed in 0..20 {
+        let (sim, disk) = sim(seed);
+        let mut log = create(&disk);
+        fill(&mut log, 2, 1);
+        sim.fail_next(SimOp::Write, io::ErrorKind::Other);
+        sim.fail_next(SimOp::Remove, io::ErrorKind::Other);
+        log.roll().unwrap_err();
+        assert_eq!(files(&disk, "log").len(), 2);
+        fill(&mut log, 1, 1);
+        sync(&mut log);
+        let entries = all(&log);
+        assert_eq!(all(&open(&disk).0), entries, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_failed_append_leaves_no_trace() {
     for seed in 0..50 {
         let (sim, disk) = sim(seed);

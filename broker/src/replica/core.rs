@@ -180,6 +180,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Enters service: the first call after `create` or `open`.
+    pub(crate) fn begin(&mut self, effects: &mut Effects) {
+        if self.birth_ticks > 0 {
+            self.campaign();
+        }
+        self.settle(effects);
+    }
+
     /// Lets a tick's worth of time pass.
     pub(crate) fn tick(&mut self, effects: &mut Effects) {
         if self.broken.is_some() {

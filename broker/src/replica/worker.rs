@@ -130,7 +130,7 @@ impl Worker {
             Input::Add(replica) => {
                 let group = replica.shared.group;
                 self.replicas.insert(group, *replica);
-                self.on(group, |_, _| {});
+                self.on(group, Core::begin);
             }
             Input::Remove { group, done } => {
                 self.replicas.remove(&group);

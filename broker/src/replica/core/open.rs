@@ -115,9 +115,6 @@ impl Core {
             OpenError::Image("the replica that was just created is not there".into())
         })?;
         core.birth_ticks = if birth.preferred { BIRTH_TICKS } else { 0 };
-        if birth.preferred {
-            core.campaign();
-        }
         Ok(core)
     }
 

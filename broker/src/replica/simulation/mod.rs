@@ -270,7 +270,7 @@ impl World {
         };
         machine.running = Some(Running { core, journal, syncing: VecDeque::new() });
         self.note(format_args!("start {node}"));
-        self.with(node, |_, _| {});
+        self.with(node, Core::begin);
     }
 
     /// Calls a core that is up and carries out what it asks for.

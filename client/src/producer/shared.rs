@@ -280,9 +280,10 @@ impl Shared {
         if let Err(error) = &outcome {
             self.failed.lock().get_or_insert_with(|| error.clone());
         }
+        // The bytes are free before anybody is told, and nobody misses the batch in the register before all are told.
+        self.bound.add_permits(cost);
         completion.complete(outcome);
         self.register.lock().remove(&id);
-        self.bound.add_permits(cost);
     }
 
     /// Ends batches that were never sent.

@@ -17,8 +17,8 @@ container_of() { docker_compose ps -q "node$1"; }
 
 # Starts the cluster with the image that is there (scripts/offline-image) or, with BUILD_IMAGE=1, builds it as users do.
 compose_up() {
-    trap 'compose_down; clean_up' EXIT
-    docker_compose down -v --remove-orphans >/dev/null 2>&1 || true
+    at_exit+=(compose_down)
+    compose_down 0
     if [ -n "${BUILD_IMAGE:-}" ]; then
         docker_compose build >&2
     else
@@ -38,14 +38,12 @@ compose_start_all() {
 }
 
 compose_wait_healthy() {
-    "$bin/broker-cli" --server "$compose_servers" --timeout "${1:-90s}" cluster health --wait >/dev/null ||
+    "$bin/broker-cli" --server "$compose_servers" --timeout 90s cluster health --wait >/dev/null ||
         die "the containers' cluster did not become healthy"
 }
 
+# Takes everything away; after a failure ($1 is not 0) the containers' last words are shown first.
 compose_down() {
-    local status=$?
-    [ "$status" -eq 0 ] || docker_compose logs --no-color --tail 15 >&2 || true
+    [ "$1" -eq 0 ] || docker_compose logs --no-color --tail 15 >&2 || true
     docker_compose down -v --remove-orphans >/dev/null 2>&1 || true
-    # The next command of the trap judges by this status.
-    return "$status"
 }

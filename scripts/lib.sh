@@ -6,7 +6,9 @@ profile=${PROFILE:-release}
 # First client port; each node takes three ports, the next node's begin ten higher.
 base_port=${BASE_PORT:-27420}
 nodes=(1 2 3)
-declare -A node_pid=()
+declare -A waiter=()
+# Functions to call, with the exit status, before the work folder goes.
+at_exit=()
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -37,10 +39,13 @@ make_work_folder() {
 }
 
 clean_up() {
-    local status=$? node
+    local status=$? node hook
     trap - EXIT
-    for node in "${!node_pid[@]}"; do kill -9 "${node_pid[$node]}" 2>/dev/null || true; done
-    for node in "${!node_pid[@]}"; do wait "${node_pid[$node]}" 2>/dev/null || true; done
+    for hook in ${at_exit[@]+"${at_exit[@]}"}; do "$hook" "$status" || true; done
+    for node in "${!waiter[@]}"; do
+        if runs "$node"; then kill -9 "$(cat "$work/node$node.pid")" 2>/dev/null || true; fi
+        wait "${waiter[$node]}" 2>/dev/null || true
+    done
     if [ "$status" -ne 0 ] && [ "$status" -ne 130 ]; then
         for node in "${nodes[@]}"; do
             [ -f "$work/node$node.log" ] || continue
@@ -60,24 +65,33 @@ clean_up() {
 # Starts node $1 on its data in $work. The seed list is the same for all, which founds the cluster once.
 start_node() {
     local port seeds node=$1
+    rm -f "$work/node$node.pid"
     port=$(client_port "$node")
     seeds="127.0.0.1:$(($(client_port 1) + 1)),127.0.0.1:$(($(client_port 2) + 1)),127.0.0.1:$(($(client_port 3) + 1))"
-    "$bin/broker" --node-id "$node" --data-dir "$work/node$node" \
-        --listen "127.0.0.1:$port" --internal-listen "127.0.0.1:$((port + 1))" \
-        --http-listen "127.0.0.1:$((port + 2))" --seeds "$seeds" \
-        >>"$work/node$node.log" 2>&1 </dev/null &
-    node_pid[$node]=$!
-    echo "${node_pid[$node]}" >"$work/node$node.pid"
+    # A shell of its own waits for the broker, so that its end is noted in the log and not announced on the terminal.
+    (
+        "$bin/broker" --node-id "$node" --data-dir "$work/node$node" \
+            --listen "127.0.0.1:$port" --internal-listen "127.0.0.1:$((port + 1))" \
+            --http-listen "127.0.0.1:$((port + 2))" --seeds "$seeds" &
+        echo $! >"$work/node$node.pid"
+        wait $!
+    ) >>"$work/node$node.log" 2>&1 </dev/null &
+    waiter[$node]=$!
+    while [ ! -s "$work/node$node.pid" ]; do sleep 0.01; done
 }
 
 start_all() { local node; for node in "${nodes[@]}"; do start_node "$node"; done; }
 
+# Whether node $1 runs.
+runs() { [ -n "${waiter[$1]:-}" ] && kill -0 "${waiter[$1]}" 2>/dev/null; }
+
 # Ends node $1 as a power button would (KILL) or in good order (TERM), and waits until it is gone.
 stop_node() {
     local node=$1 signal=$2 status=0
-    kill "-$signal" "${node_pid[$node]}" 2>/dev/null || true
-    wait "${node_pid[$node]}" 2>/dev/null || status=$?
-    unset "node_pid[$node]"
+    kill "-$signal" "$(cat "$work/node$node.pid")" 2>/dev/null || true
+    wait "${waiter[$node]}" || status=$?
+    unset "waiter[$node]"
+    rm -f "$work/node$node.pid"
     if [ "$signal" = TERM ] && [ "$status" -ne 0 ]; then
         die "node $node answered SIGTERM with exit code $status"
     fi

@@ -101,12 +101,12 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
         "PERMISSION_DENIED" | "UNAUTHENTICATED" => {
             (Exit::NotAllowed, Some("ask whoever runs the cluster for access"))
         }
-        reason::INVALID_ARGUMENT => {
-            (Exit::Usage, Some("'broker-cli topic options' lists keys and bounds"))
-        }
+        reason::INVALID_ARGUMENT => (Exit::Usage, None),
         reason::CONNECTION => (
             Exit::TimedOut,
-            Some("check --server, and that the broker runs: 'broker-cli cluster health'"),
+            Some(
+                "check --server (or HIGHWATER_SERVERS, or the profile) and that a broker runs there",
+            ),
         ),
         reason::TIMEOUT | "DEADLINE_EXCEEDED" | reason::NOT_LEADER | reason::NOT_READY => (
             Exit::TimedOut,
@@ -119,11 +119,12 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
             (Exit::Error, Some("choose another name, or 'topic alter' this one"))
         }
         reason::TOO_LARGE => {
-            (Exit::Error, Some("'topic alter -c max.message.bytes=...' raises the limit"))
+            (Exit::Error, Some("'topic describe' shows the topic's max.message.bytes"))
         }
-        reason::OFFSET_OUT_OF_RANGE => {
-            (Exit::Error, Some("start inside the range, or with '-o start' or '-o end'"))
-        }
+        reason::OFFSET_OUT_OF_RANGE => (
+            Exit::Error,
+            Some("start inside the range, with one partition (-p), or at '-o start' or '-o end'"),
+        ),
         reason::DISK_FULL => (Exit::Error, Some("free space on the brokers or lower retention")),
         reason::OVERLOADED => (Exit::Error, Some("try again when there is less load")),
         _ => (Exit::Error, None),

@@ -27,8 +27,10 @@ pub struct Verdict {
     pub deduplicated: u64,
     /// Events that the producer gave up on, or that were never answered.
     pub unacknowledged: u64,
-    /// Longest time between two acknowledgements, in milliseconds.
+    /// Longest time between two acknowledgements of a partition, in milliseconds: how long the loss of a leader was felt.
     pub pause_ms_longest: u64,
+    /// Longest time from publication to acknowledgement, in milliseconds.
+    pub acknowledgement_ms_slowest: u64,
     /// From the first publication to the last acknowledgement, in milliseconds.
     pub duration_ms: u64,
     /// By name, in the order of the alphabet.
@@ -76,6 +78,7 @@ impl Verdict {
 struct Publication {
     key: String,
     hash: u32,
+    at_ms: u64,
     place: Option<(u32, i64)>,
 }
 
@@ -101,6 +104,7 @@ pub struct Checker {
     reads: Vec<Happening>,
     first_ms: Option<u64>,
     last_ack_ms: Option<u64>,
+    last_ack_ms_of_partition: HashMap<u32, u64>,
 }
 
 impl Checker {
@@ -110,7 +114,7 @@ impl Checker {
             Happening::Published { sequence, key, hash, at_ms } => {
                 self.verdict.published += 1;
                 self.first_ms.get_or_insert(at_ms);
-                let publication = Publication { key, hash, place: None };
+                let publication = Publication { key, hash, at_ms, place: None };
                 if self.events.insert(sequence, publication).is_some() {
                     self.problem(format!("event {sequence} was published twice"));
                 }
@@ -118,11 +122,16 @@ impl Checker {
             Happening::Acknowledged { sequence, partition, offset, duplicate, at_ms } => {
                 self.verdict.acknowledged += 1;
                 self.verdict.deduplicated += u64::from(duplicate);
-                let since = self.last_ack_ms.map_or(0, |last| at_ms.saturating_sub(last));
-                self.verdict.pause_ms_longest = self.verdict.pause_ms_longest.max(since);
+                let last = self.last_ack_ms_of_partition.insert(partition, at_ms).unwrap_or(at_ms);
+                let pause_ms = at_ms.saturating_sub(last);
+                self.verdict.pause_ms_longest = self.verdict.pause_ms_longest.max(pause_ms);
                 self.last_ack_ms = Some(at_ms);
                 match self.events.get_mut(&sequence) {
-                    Some(event) => event.place = Some((partition, offset)),
+                    Some(event) => {
+                        event.place = Some((partition, offset));
+                        let slowest = &mut self.verdict.acknowledgement_ms_slowest;
+                        *slowest = at_ms.saturating_sub(event.at_ms).max(*slowest);
+                    }
                     None => {
                         self.problem(format!("event {sequence} was acknowledged, not published"))
                     }
@@ -238,6 +247,7 @@ impl Display for Verdict {
             ("  written by an earlier try", self.deduplicated.to_string()),
             ("not acknowledged", self.unacknowledged.to_string()),
             ("longest pause", seconds(self.pause_ms_longest)),
+            ("slowest acknowledgement", seconds(self.acknowledgement_ms_slowest)),
             ("duration", seconds(self.duration_ms)),
             ("throughput", format!("{:.0} events/s", self.throughput())),
         ] {

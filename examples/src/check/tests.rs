@@ -46,7 +46,8 @@ fn a_clean_history_is_clean() {
     let verdict = judge([read(1, 1, 0, "b"), read(0, 0, 0, "a"), read(2, 0, 1, "a")]);
     assert!(verdict.is_clean(), "{verdict}");
     assert_eq!((verdict.published, verdict.acknowledged, live(&verdict).read), (3, 3, 3));
-    assert_eq!((verdict.pause_ms_longest, verdict.duration_ms), (10, 30));
+    assert_eq!((verdict.pause_ms_longest, verdict.duration_ms), (20, 30));
+    assert_eq!(verdict.acknowledgement_ms_slowest, 28);
 }
 
 #[test]

@@ -3,8 +3,6 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 profile=${PROFILE:-release}
-# First client port; each node takes three ports, the next node's begin ten higher.
-base_port=${BASE_PORT:-27420}
 nodes=(1 2 3)
 declare -A waiter=()
 # Functions to call, with the exit status, before the work folder goes.
@@ -28,11 +26,33 @@ build() {
     (cd "$root" && cargo build --quiet "${flags[@]}") || die "the build failed"
 }
 
+# Whether somebody listens on port $1 of this machine.
+taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# Sets `base_port`: the first client port. Each node takes three ports, the next node's begin ten higher. Below the ports
+# that systems hand out by themselves, and by chance, so that two runs seldom want the same.
+choose_ports() {
+    local tries node part
+    base_port=${BASE_PORT:-}
+    [ -z "$base_port" ] || return 0
+    for ((tries = 0; tries < 50; tries++)); do
+        base_port=$((20000 + RANDOM % 300 * 40))
+        for node in "${nodes[@]}"; do
+            for part in 0 1 2; do
+                if taken $(($(client_port "$node") + part)); then continue 3; fi
+            done
+        done
+        return 0
+    done
+    die "no free ports found; set BASE_PORT"
+}
+
 client_port() { echo $((base_port + 10 * ($1 - 1))); }
 servers() { echo "127.0.0.1:$(client_port 1),127.0.0.1:$(client_port 2),127.0.0.1:$(client_port 3)"; }
 
-# Makes `work`, a folder for data and logs, and removes it and every broker on the way out. A failed run keeps its logs.
+# Chooses ports, makes `work`, a folder for data and logs, and removes it and every broker on the way out. A failed run keeps its logs.
 make_work_folder() {
+    choose_ports
     work=$(mktemp -d "${TMPDIR:-/tmp}/highwater-$1.XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT TERM

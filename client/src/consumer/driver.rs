@@ -3,8 +3,9 @@
 //! Owns: streams, credit, when to try again. Never: decoding (`events` does that where the service reads) or the rule of
 //! continuity (`cursor` has it).
 //!
-//! Credit: the bytes bound is split evenly among the streams. What a broker may still send, what waits here and what may be
-//! given out again add up to the bound, except that each broker's last message may exceed it.
+//! Credit: the bytes bound is split evenly among the streams. What brokers may still send and what waits here add up to no
+//! more than the bound, except that each broker's last message may exceed it, and that a stream which got its share when there
+//! were fewer streams keeps that until it has used it up: twice the bound at the worst.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -197,13 +198,16 @@ impl Driver {
                 _ => _ = wanting.insert(leader.address.clone()),
             }
         }
+        // All that will be there, so that the first does not take everything.
+        let anew = wanting.iter().filter(|address| self.by_address.contains_key(*address)).count();
+        let share = self.share(self.lines.len() + wanting.len() - anew);
         for address in wanting {
-            self.open(address, now);
+            self.open(address, share, now);
         }
         wake
     }
 
-    fn open(&mut self, address: Arc<str>, now: Instant) {
+    fn open(&mut self, address: Arc<str>, share: u64, now: Instant) {
         if let Some(old) = self.by_address.remove(&address) {
             self.lines.remove(&old);
         }
@@ -228,7 +232,7 @@ impl Driver {
                 position: Some(cursor.next.into()),
             });
         }
-        let bytes = self.share(self.lines.len() + 1).min(self.free_credit());
+        let bytes = share.min(self.free_credit(share));
         let init = v1::SubscribeInit {
             client: Some(self.client.shared.connections.client_info()),
             group: String::new(),
@@ -247,19 +251,22 @@ impl Driver {
         (self.settings.credit_bytes as u64 / streams.max(1) as u64).max(1)
     }
 
-    /// What of the bound is neither held here nor given out.
-    fn free_credit(&self) -> u64 {
-        let share = self.share(self.lines.len());
+    /// What of the bound is neither held here nor given out, when each stream has this share.
+    fn free_credit(&self, share: u64) -> u64 {
         let held = self.account.look((share / 4).max(1));
-        let given: u64 =
-            self.lines.values().map(|line| u64::try_from(line.credit).unwrap_or(0)).sum();
+        // What a stream got when there were fewer counts only up to its share now: an idle stream must not starve others.
+        let given: u64 = self
+            .lines
+            .values()
+            .map(|line| u64::try_from(line.credit).unwrap_or(0).min(share))
+            .sum();
         (self.settings.credit_bytes as u64).saturating_sub(held).saturating_sub(given)
     }
 
     /// Fills up the brokers' credit where it has run low.
     fn give_credit(&mut self) {
         let share = self.share(self.lines.len());
-        let mut free = self.free_credit();
+        let mut free = self.free_credit(share);
         for line in self.lines.values_mut() {
             let lacking = i64::try_from(share).unwrap_or(i64::MAX).saturating_sub(line.credit);
             // After an overdraft the broker's own count is below zero too: make up for that, within what is free.

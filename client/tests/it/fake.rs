@@ -176,8 +176,9 @@ pub(crate) struct World {
     pub(crate) next_producer_id: i64,
     /// Batches that have arrived: their partition and base sequence.
     pub(crate) arrivals: Vec<(u32, i32)>,
-    pub(crate) produce_streams: usize,
-    pub(crate) subscriptions: usize,
+    pub(crate) open_subscriptions: usize,
+    /// Bytes of batches sent to consumers.
+    pub(crate) given_bytes: usize,
     pub(crate) heartbeat: Duration,
 }
 
@@ -230,8 +231,8 @@ impl Fake {
             held: false,
             next_producer_id: 100,
             arrivals: Vec::new(),
-            produce_streams: 0,
-            subscriptions: 0,
+            open_subscriptions: 0,
+            given_bytes: 0,
             heartbeat: Duration::from_millis(100),
         };
         let fake = Self {

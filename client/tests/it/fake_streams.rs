@@ -58,7 +58,6 @@ impl Node {
         let say = |answer| {
             _ = answers.send(Ok(v1::ProduceStreamResponse { message: Some(answer) }));
         };
-        self.fake.world.lock().produce_streams += 1;
         let mut later = None;
         while let Some(request) = requests.next().await {
             while self.fake.world.lock().held {
@@ -182,7 +181,13 @@ impl ConsumerService for Node {
         let (answers, outbound) = mpsc::unbounded_channel();
         let node = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = node.give_batches(request.into_inner(), &answers).await {
+            node.fake.world.lock().open_subscriptions += 1;
+            let ended = tokio::select! {
+                ended = node.give_batches(request.into_inner(), &answers) => ended,
+                () = answers.closed() => Ok(()),
+            };
+            node.fake.world.lock().open_subscriptions -= 1;
+            if let Err(status) = ended {
                 _ = answers.send(Err(status));
             }
         });
@@ -201,7 +206,6 @@ impl Node {
         };
         let mut credit = 0i64;
         let mut cursors: BTreeMap<usize, i64> = BTreeMap::new();
-        self.fake.world.lock().subscriptions += 1;
         let heartbeat = self.fake.world.lock().heartbeat;
         loop {
             let changed = self.fake.changed.notified();
@@ -328,6 +332,7 @@ impl Node {
             }
             cursors.insert(number, next_offset);
             let bytes: usize = batches.iter().map(|batch| batch.len()).sum();
+            world.given_bytes += bytes;
             let message = v1::FetchedBatch {
                 topic,
                 partition,

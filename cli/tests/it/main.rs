@@ -3,6 +3,7 @@
 //! Owns: checks of the process. Never: checks of what the code behind it returns (unit tests have those).
 
 mod offline;
+mod online;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

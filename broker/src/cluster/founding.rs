@@ -196,6 +196,13 @@ impl Founder {
         }
     }
 
+    /// Whether this node, with this directory and this id, is a founding member.
+    pub(crate) fn is_among(&self, founding: &Founding) -> bool {
+        founding.members.iter().any(|member| {
+            member.incarnation == self.own.incarnation && member.node_id == self.own.node_id
+        })
+    }
+
     /// Checks a coordinator's request for a promise and persists it.
     pub(crate) fn promise(&self, founding: Founding) -> Result<(), BrokerError> {
         let refuse = |why: String| BrokerError::InvalidArgument { field: "founding".into(), why };
@@ -204,11 +211,7 @@ impl Founder {
                 format!("its seed list is {:?}, this node's {:?}", founding.seeds, self.seeds);
             return Err(refuse(why));
         }
-        let own = founding.members.iter().any(|member| {
-            member.internal_address == self.own.internal_address
-                && member.incarnation == self.own.incarnation
-        });
-        if !own || founding.cluster_id.is_empty() {
+        if !self.is_among(&founding) || founding.cluster_id.is_empty() {
             return Err(refuse("this node is not among its members".into()));
         }
         self.promises.hold(founding).map_err(|error| BrokerError::Internal(error.to_string()))

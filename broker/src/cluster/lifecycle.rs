@@ -65,7 +65,7 @@ impl Node {
         let identity = open_identity(&config, &deps).map_err(|error| error.into_start(&failed))?;
         let id = identity.node_id;
         let own = FoundingMember {
-            node_id: config.node_id.unwrap_or(0),
+            node_id: id,
             incarnation: identity.incarnation.clone(),
             internal_address: config.internal_advertise.clone(),
             listeners: listeners(&config),
@@ -126,8 +126,7 @@ impl Node {
 
     /// Without seeds: a cluster of one, at once.
     fn found_alone(&self) -> Result<(), StorageError> {
-        let mut own = self.inner.founder.own.clone();
-        own.node_id = self.inner.id;
+        let own = self.inner.founder.own.clone();
         let founding = Founding {
             cluster_id: uuid::Uuid::new_v4().to_string(),
             members: vec![own],
@@ -140,6 +139,12 @@ impl Node {
     /// Makes this node a member: the promise is on disk before the identity, the identity before the metadata replica, so that
     /// a crash anywhere leaves something to continue from.
     fn become_member(&self, founding: &Founding) -> Result<(), StorageError> {
+        if !self.inner.founder.is_among(founding) {
+            let path = self.inner.config.data_dir.join("founding");
+            let id = self.inner.id;
+            let detail = format!("node {id} has promised to found the cluster under another id");
+            return Err(StorageError::Corrupt { path, index: 0, detail });
+        }
         self.inner.founder.promises.hold(founding.clone())?;
         {
             let mut identity = self.inner.identity.lock();
@@ -503,6 +508,10 @@ fn open_identity(config: &NodeConfig, deps: &NodeDeps) -> Result<Identity, Ident
         (None, true) => 1,
         (None, false) => 0,
     };
+    if identity.cluster_id.is_empty() {
+        // Nothing was founded with it yet: a mended id or seed list counts, not what stood here at an earlier start.
+        identity.node_id = 0;
+    }
     if let Some(configured) = config.node_id
         && identity.node_id != 0
         && identity.node_id != configured

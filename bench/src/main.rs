@@ -13,6 +13,7 @@ mod processes;
 mod produce;
 mod report;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -67,10 +68,11 @@ async fn measure(kind: &'static str, load: &Load) -> anyhow::Result<()> {
     };
     measured.client_cpu_seconds = processes::own_cpu_seconds() - own_before;
     let report = Report::new(kind, load, &measured, &before, &processes.sample());
-    match load.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Text => print!("{report}"),
-    }
+    let text = match load.output {
+        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Output::Text => report.to_string(),
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
     if measured.errors > 0 {
         bail!("{} records were not acknowledged: {}", measured.errors, measured.first_error);
     }

@@ -234,13 +234,16 @@ fn crate_directions(name: &str, manifest: &str) -> Vec<String> {
     problems
 }
 
-/// Documents under `docs/` that no other document and no source file mentions.
+/// Documents under `docs/` that no other document and no source file mentions. Decisions are found by their number, so a link
+/// to their folder is enough for them.
 fn unlinked(documents: &[File], mentions: &[File]) -> Vec<String> {
     documents
         .iter()
         .filter(|document| document.path.starts_with("docs/"))
         .filter(|document| {
-            let name = document.path.rsplit('/').next().unwrap_or_default();
+            let file_name = document.path.rsplit('/').next().unwrap_or_default();
+            let is_decision = document.path.starts_with("docs/adr/");
+            let name = if is_decision { "docs/adr" } else { file_name };
             !mentions.iter().any(|file| file.path != document.path && file.text.contains(name))
         })
         .map(|document| format!("{}: nothing links to it", document.path))
@@ -389,5 +392,8 @@ mod each_rule_finds_its_offender {
     fn a_document_that_nothing_links_to() {
         let documents = [file("docs/a.md", "see b.md"), file("docs/b.md", "")];
         assert_eq!(unlinked(&documents, &documents), ["docs/a.md: nothing links to it"]);
+        let decision = [file("docs/adr/0001-why.md", "")];
+        assert_eq!(unlinked(&decision, &documents).len(), 1);
+        assert!(unlinked(&decision, &[file("README.md", "see docs/adr")]).is_empty());
     }
 }

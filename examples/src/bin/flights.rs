@@ -5,6 +5,7 @@
 //! kill one.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -185,7 +186,7 @@ fn judge(path: &std::path::Path) -> anyhow::Result<bool> {
         checker.add(line?);
     }
     let verdict = checker.finish();
-    println!("{verdict}");
+    writeln!(std::io::stdout(), "{verdict}").context("cannot print the verdict")?;
     Ok(verdict.is_clean())
 }
 

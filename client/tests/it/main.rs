@@ -1,10 +1,11 @@
 //! Integration tests of the client, in one binary.
 //!
-//! `fake` is a broker reduced to what the wire contract promises, with faults on demand; the other modules hold the client to
-//! what it promises over it.
+//! `fake` is a broker reduced to what the wire contract promises, with faults on demand; `produce` and `consume` hold the client
+//! to what it promises over it. `real` does so over brokers in this process.
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
-mod consume;#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
-
+mod consume;
 mod fake;
 mod fake_streams;
 mod produce;
+mod real;

@@ -268,7 +268,7 @@ impl Node {
                 leader_address,
             });
         }
-        let offset = match asked.position.clone().unwrap().at.unwrap() {
+        let offset = match asked.position.unwrap().at.unwrap() {
             At::Offset(offset) => offset,
             At::Start(_) => log.start,
             At::End(_) => log.next,
@@ -348,7 +348,6 @@ impl Node {
 }
 
 /// What a node does next.
-#[expect(clippy::large_enum_variant, reason = "one at a time, in a test")]
 enum Next {
     Say(SubscribeAnswer, i64),
     Idle,

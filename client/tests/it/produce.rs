@@ -341,7 +341,8 @@ async fn events_that_linger_together_share_a_batch() {
     }
     // An hour has not passed: flushing sends what lingers.
     producer.flush().await.unwrap();
-    check(&fake.world.lock().logs[0].values(), &outcomes(sent).await);
+    let history = outcomes(sent).await;
+    check(&fake.world.lock().logs[0].values(), &history);
     assert_eq!(fake.world.lock().logs[0].batches.len(), 1);
 }
 

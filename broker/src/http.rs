@@ -19,6 +19,9 @@ use crate::metrics::{Metrics, ReplicaFigures, ScrapeFigures};
 /// Content type of OpenMetrics text.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The group that holds the cluster's metadata.
+const METADATA_GROUP: GroupId = 0;
+
 /// Topic name under which the metadata group is shown.
 const METADATA_TOPIC: &str = "__metadata";
 
@@ -86,11 +89,12 @@ fn figures(node: &Node) -> ScrapeFigures {
         }
     }
     let name_of = |group: GroupId| match group {
-        0 => Some((METADATA_TOPIC, 0)),
+        METADATA_GROUP => Some((METADATA_TOPIC, 0)),
         group => names.get(&group).copied(),
     };
     let mut replicas = Vec::new();
-    for (group, handle) in node.replicas() {
+    let metadata = node.replica(METADATA_GROUP).map(|handle| (METADATA_GROUP, handle));
+    for (group, handle) in metadata.into_iter().chain(node.replicas()) {
         // A group without a topic is about to be deleted.
         let Some((topic, partition)) = name_of(group) else { continue };
         let status = handle.status();

@@ -86,7 +86,10 @@ impl Door {
     /// State of a group that this node leads.
     pub(super) fn own_state(&self, group: GroupId) -> Option<(GroupId, v1::Partition)> {
         let status = self.node.replica(group)?.status();
-        status.is_leader.then(|| (group, from_status(&status, self.node.id())))
+        let mut partition = from_status(&status, self.node.id());
+        // Who holds everything but is not heard from is not in sync: the next batch would pass it by.
+        partition.in_sync.retain(|&node| self.node.is_alive(node));
+        status.is_leader.then_some((group, partition))
     }
 
     /// Puts together what the leader says and what everybody knows.

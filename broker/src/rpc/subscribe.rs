@@ -22,6 +22,7 @@ use super::door::{Door, expired, wire_offset};
 use super::fetch::{self, Chunk, ReadBounds};
 use super::status::CallError;
 use super::turned_on;
+use crate::cluster::ClusterView;
 use crate::error::BrokerError;
 use crate::replica::PartitionHandle;
 
@@ -95,6 +96,7 @@ impl From<Status> for Ended {
 /// One partition of a stream.
 struct Cursor {
     topic: String,
+    topic_id: String,
     partition: u32,
     handle: PartitionHandle,
     next_offset: u64,
@@ -138,6 +140,7 @@ impl Subscription {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_inbound_open = true;
+        let mut views = self.door.node.watch_view();
         loop {
             let may_send = self.credits.allows() && !self.ready.is_empty();
             tokio::select! {
@@ -153,6 +156,10 @@ impl Subscription {
                 },
                 () = turned_on(&mut stopping) => return self.say_goodbye().await,
                 _ = heartbeat.tick() => self.beat().await?,
+                Ok(()) = views.changed() => {
+                    let view = views.borrow_and_update().clone();
+                    self.drop_deleted(&view).await?;
+                }
                 Some((turn, outcome)) = self.waiting.next(), if !self.waiting.is_empty() => {
                     self.waited(turn, outcome).await?;
                 }
@@ -238,14 +245,14 @@ impl Subscription {
         if let Some(turn) = self.turns.remove(&(wanted.topic.clone(), wanted.partition)) {
             self.cursors.remove(&turn);
         }
-        let (cursor, topic_id) = match open(&self.door, &wanted).await {
-            Ok(opened) => opened,
+        let cursor = match open(&self.door, &wanted).await {
+            Ok(cursor) => cursor,
             Err(error) => return self.revoke(wanted.topic, wanted.partition, &error).await,
         };
         let assigned = v1::Assigned {
             broker: Some(self.door.broker_info()),
             topic: wanted.topic.clone(),
-            topic_id,
+            topic_id: cursor.topic_id.clone(),
             partition: wanted.partition,
             offset: wire_offset(cursor.next_offset),
             high_watermark: wire_offset(cursor.handle.high_watermark()),
@@ -333,6 +340,23 @@ impl Subscription {
         self.send(Response::Batch(batch)).await
     }
 
+    /// Ends the cursors whose topics are gone: their replicas will never have anything to read again.
+    async fn drop_deleted(&mut self, view: &ClusterView) -> Result<(), Ended> {
+        let is_gone = |cursor: &Cursor| {
+            view.topics.get(&cursor.topic).is_none_or(|topic| topic.id != cursor.topic_id)
+        };
+        let gone: Vec<(Turn, String)> = self
+            .cursors
+            .iter()
+            .filter(|(_, cursor)| is_gone(cursor))
+            .map(|(turn, cursor)| (*turn, cursor.topic.clone()))
+            .collect();
+        for (turn, topic) in gone {
+            self.fail(turn, &BrokerError::UnknownTopic { topic }).await?;
+        }
+        Ok(())
+    }
+
     /// A cursor cannot go on.
     async fn fail(&mut self, turn: Turn, error: &BrokerError) -> Result<(), Ended> {
         let Some(cursor) = self.cursors.remove(&turn) else { return Ok(()) };
@@ -390,17 +414,19 @@ impl Subscription {
     }
 }
 
-/// A cursor where the client wants to begin, and the topic's id.
-async fn open(
-    door: &Door,
-    wanted: &v1::SubscribePartition,
-) -> Result<(Cursor, String), BrokerError> {
+/// A cursor where the client wants to begin.
+async fn open(door: &Door, wanted: &v1::SubscribePartition) -> Result<Cursor, BrokerError> {
     door.topic(&wanted.topic, false).await?;
     let (topic, handle) = door.node.route(&wanted.topic, &wanted.topic_id, wanted.partition)?;
     let next_offset = handle.resolve(wanted.position.as_ref().unwrap_or(&fetch::start()))?;
-    let (topic_name, partition) = (topic.name.clone(), wanted.partition);
-    let cursor = Cursor { topic: topic_name, partition, handle, next_offset, wait: None };
-    Ok((cursor, topic.id.clone()))
+    Ok(Cursor {
+        topic: topic.name.clone(),
+        topic_id: topic.id.clone(),
+        partition: wanted.partition,
+        handle,
+        next_offset,
+        wait: None,
+    })
 }
 
 /// Whether the stream goes on after a request.

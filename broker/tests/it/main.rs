@@ -1,0 +1,10 @@
+//! The broker as a client sees it: real sockets, real files, the services over gRPC. One binary; a module for each area.
+#![expect(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
+mod bad_input;
+mod cluster;
+mod consume;
+mod front;
+mod harness;
+mod produce;
+mod topics;

@@ -144,17 +144,22 @@ impl fmt::Display for Report {
         let settings = &self.settings;
         let rate = settings.rate.map_or_else(|| "unlimited".to_owned(), |rate| format!("{rate}/s"));
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        writeln!(
-            f,
-            "{} {}: {} B records, rate {rate}, {} producers, acks {}, compression {}{}",
-            self.kind,
-            settings.topic,
-            settings.record_bytes,
-            settings.producers,
-            settings.acks,
-            settings.compression,
-            if settings.optimized { "" } else { " (NOT an optimized build)" },
-        )?;
+        let slow = if settings.optimized { "" } else { " (NOT an optimized build)" };
+        if self.kind == "consume" {
+            let mean = self.payload_bytes / self.records.max(1);
+            writeln!(f, "consume {}: records of {mean} B on average{slow}", settings.topic)?;
+        } else {
+            writeln!(
+                f,
+                "{} {}: {} B records, rate {rate}, {} producers, acks {}, compression {}{slow}",
+                self.kind,
+                settings.topic,
+                settings.record_bytes,
+                settings.producers,
+                settings.acks,
+                settings.compression,
+            )?;
+        }
         writeln!(
             f,
             "records      {} in {:.3} s, {} errors",

@@ -36,6 +36,38 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # A whole round
+//!
+//! ```
+//! use futures::StreamExt;
+//! use highwater_client::{Client, NewTopic};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let config = highwater_broker::config::Config::in_process(dir.path());
+//! # let broker = highwater_broker::Broker::start(config).await?;
+//! # broker.wait_ready().await;
+//! # let servers = broker.client_addr().to_string();
+//! let client = Client::builder().servers(servers).client_id("billing").connect().await?;
+//! client.admin().create_topic(NewTopic::new("orders").partitions(3)).await?;
+//!
+//! let producer = client.producer("orders").build();
+//! for number in 0..10 {
+//!     // Tickets may be dropped: `flush` tells of what failed.
+//!     drop(producer.send((format!("customer-{number}"), "order placed")).await?);
+//! }
+//! producer.flush().await?;
+//!
+//! let mut events = client.consumer("orders").subscribe().await?;
+//! for _ in 0..10 {
+//!     let event = events.next().await.ok_or("ended")??;
+//!     assert_eq!(event.value_str(), Some("order placed"));
+//! }
+//! # broker.stop().await;
+//! # Ok(()) }
+//! ```
+//!
 //! # What can be relied on
 //!
 //! - An event whose ticket gave an [`Ack`] with [`Acks::QuorumFsync`] is never lost, and is in the log once, however often

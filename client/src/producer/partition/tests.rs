@@ -10,6 +10,9 @@ use crate::record::Acks;
 const IDENTITY: Identity = Identity { producer_id: 7, epoch: 0 };
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A batch by its id: acknowledged, or the reason and whether it may have been written.
+type Told = (u64, Result<(), (String, bool)>);
+
 /// A partition, and a leader that remembers what it was sent.
 struct Bench {
     partition: Partition,
@@ -86,8 +89,8 @@ impl Bench {
         self.partition.on_failure(request_id, Refusal::connection("unknown"));
     }
 
-    /// Resolved batches by id: acknowledged, or the reason and whether it may have been written.
-    fn resolved(&mut self) -> Vec<(u64, Result<(), (String, bool)>)> {
+    /// What has been resolved since the last call.
+    fn resolved(&mut self) -> Vec<Told> {
         let told = |outcome: Outcome| match outcome {
             Ok(_) => Ok(()),
             Err(error) => Err((error.reason().to_owned(), error.may_have_been_written())),

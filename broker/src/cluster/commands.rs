@@ -115,10 +115,7 @@ impl Node {
         config: BTreeMap<String, String>,
     ) -> Result<Arc<TopicView>, BrokerError> {
         check_topic_name(name)?;
-        let view = self.view();
-        if view.cluster_id.is_empty() {
-            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
-        }
+        let view = self.member_view()?;
         if view.topics.contains_key(name) {
             return Err(BrokerError::TopicExists { topic: name.to_owned() });
         }
@@ -201,7 +198,7 @@ pub(super) fn command(command: Command) -> MetadataCommand {
 }
 
 /// Letters, digits, '.', '_' and '-', at most 249 of them, and not a name that means a directory.
-fn check_topic_name(name: &str) -> Result<(), BrokerError> {
+pub(crate) fn check_topic_name(name: &str) -> Result<(), BrokerError> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let why = if name.is_empty() {
         "a topic needs a name".to_owned()
@@ -245,10 +242,10 @@ mod tests {
 
     #[test]
     fn topic_names_are_safe_in_paths_and_metrics() {
-        for good in ["orders", "a.b_c-D9", &"x".repeat(249)] {
+        for good in ["orders", "a.b_c-D9", "__internal", "...", &"x".repeat(249)] {
             assert!(check_topic_name(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(250)] {
+        for bad in ["", ".", "..", "a/b", "a b", "a\0", "ä", &"x".repeat(250)] {
             assert_eq!(check_topic_name(bad).unwrap_err().reason(), "INVALID_ARGUMENT", "{bad}");
         }
     }

@@ -78,6 +78,15 @@ impl Node {
         self.inner.view.borrow().clone()
     }
 
+    /// The same, once the node belongs to a cluster; until then `NotReady` with what it waits for.
+    pub fn member_view(&self) -> Result<Arc<ClusterView>, BrokerError> {
+        let view = self.view();
+        if view.cluster_id.is_empty() {
+            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
+        }
+        Ok(view)
+    }
+
     /// Changes whenever [`Node::view`] does.
     pub fn watch_view(&self) -> watch::Receiver<Arc<ClusterView>> {
         self.inner.view.subscribe()
@@ -143,10 +152,7 @@ impl Node {
         topic_id: &str,
         partition: u32,
     ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
-        let view = self.inner.view.borrow();
-        if view.cluster_id.is_empty() {
-            return Err(BrokerError::NotReady { why: self.inner.waiting.lock().clone() });
-        }
+        let view = self.member_view()?;
         let Some(found) = view.topics.get(topic) else {
             return Err(BrokerError::UnknownTopic { topic: topic.to_owned() });
         };

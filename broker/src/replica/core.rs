@@ -584,6 +584,8 @@ impl Core {
                 self.elections += 1;
             }
             self.appended.clear();
+            // A new leader has heard from nobody yet: followers count as in sync until it knows better.
+            self.committed_before = [0; 2];
             self.timeout_ticks =
                 self.random.random_range(self.election_ticks..2 * self.election_ticks);
         }
@@ -702,7 +704,7 @@ impl Core {
             .map(|(id, progress)| Follower {
                 replica: *id,
                 lag_entries: last_index.saturating_sub(progress.matched),
-                in_sync: progress.matched >= self.committed_before[0] && progress.matched > 0,
+                in_sync: progress.matched >= self.committed_before[0],
             })
             .collect();
         followers.sort_unstable_by_key(|follower| follower.replica);

@@ -403,6 +403,7 @@ fn start_worker(
         next_token: 1,
         dirty: Vec::new(),
         ticks: 0,
+        now: Duration::ZERO,
     };
     let syncer = Syncer {
         queue: Arc::clone(&sync_queue),

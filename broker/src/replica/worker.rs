@@ -31,7 +31,8 @@ const FOLLOWERS_TICKS: u64 = 4;
 const _: () =
     assert!(PEER_BATCH_BYTES + highwater_proto::batch::BATCH_BYTES_MAX + (1 << 16) < 8 << 20);
 
-type Answers = HashMap<u64, oneshot::Sender<Result<Answer, BrokerError>>>;
+/// Who waits for a proposal, and since when.
+type Answers = HashMap<u64, (oneshot::Sender<Result<Answer, BrokerError>>, Duration)>;
 
 /// A core with what the worker keeps beside it.
 pub(crate) struct Replica {
@@ -67,6 +68,8 @@ pub(crate) struct Worker {
     pub(crate) next_token: u64,
     pub(crate) dirty: Vec<u64>,
     pub(crate) ticks: u64,
+    /// When this burst began.
+    pub(crate) now: Duration,
 }
 
 impl Worker {
@@ -78,6 +81,7 @@ impl Worker {
         loop {
             let timeout = next_tick.saturating_sub(self.clock.monotonic());
             self.inbox.take(timeout, &mut inputs);
+            self.now = self.clock.monotonic();
             for input in inputs.drain(..) {
                 if matches!(input, Input::Stop) {
                     self.finish();
@@ -85,7 +89,7 @@ impl Worker {
                 }
                 self.handle(input);
             }
-            let now = self.clock.monotonic();
+            let now = self.now;
             if now >= next_tick {
                 // A late thread ticks once: time in which it could not have heard a heartbeat is not held against the leader.
                 next_tick = now + self.tick;
@@ -118,7 +122,7 @@ impl Worker {
                     let _ = answer.send(Err(BrokerError::NotLeader { leader: None }));
                     return;
                 };
-                self.answers.insert(token, answer);
+                self.answers.insert(token, (answer, self.now));
                 replica.proposals.push(Proposal { token, body });
                 mark(&mut self.dirty, replica);
             }
@@ -264,8 +268,12 @@ impl Worker {
                 send(&*self.outbox, &self.metrics, &self.inbox, node, batch, size);
             }
         }
+        let now = self.clock.monotonic();
         for (token, answer) in answers {
-            if let Some(waiting) = self.answers.remove(&token) {
+            if let Some((waiting, since)) = self.answers.remove(&token) {
+                if answer.is_ok() {
+                    self.metrics.commit_latency(now.saturating_sub(since).as_secs_f64());
+                }
                 let _ = waiting.send(answer);
             }
         }
@@ -339,9 +347,7 @@ fn publish(
         metrics.leader_changes(u64::from(before.leader != now.leader && now.leader != 0));
         let node = replica.core.leader_node().unwrap_or(0);
         leader_changed(replica.shared.group, node, now.term);
-        if !now.is_leader {
-            replica.shared.followers.lock().clear();
-        }
+        *replica.shared.followers.lock() = replica.core.followers();
     }
     if let Some(why) = replica.core.broken() {
         let mut quarantined = replica.shared.quarantined.lock();

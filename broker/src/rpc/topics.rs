@@ -5,7 +5,7 @@ use highwater_proto::{internal, v1};
 use tonic::{Request, Response, Status};
 
 use super::describe::replication_factor;
-use super::door::{Door, check_topic_name, wire_offset};
+use super::door::{Door, wire_offset};
 use super::status::{CallError, from_peer};
 use crate::cluster::topic_config;
 use crate::error::BrokerError;
@@ -58,7 +58,8 @@ impl TopicService for Topics {
         request: Request<v1::TopicServiceListRequest>,
     ) -> Result<Response<v1::TopicServiceListResponse>, Status> {
         let with_internal = request.get_ref().include_internal;
-        let view = self.door.node.view();
+        // "No topics" would be a wrong answer from a node that does not know yet.
+        let view = self.door.node.member_view().map_err(|error| self.door.status(&error.into()))?;
         let topics = view
             .topics
             .values()
@@ -112,7 +113,6 @@ impl Door {
         &self,
         request: v1::TopicServiceCreateRequest,
     ) -> Result<v1::Topic, CallError> {
-        check_topic_name(&request.name)?;
         topic_config::check(&request.config)?;
         let partitions = match request.partitions {
             0 => self.config.topics.default_partitions,

@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 stopped as asked, 1 a fault while running, 2 a bad configuration.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -47,16 +47,24 @@ fn check(config: &Config) -> ExitCode {
 
 /// Every key in a form that a file can hold, with origin and accepted values behind it.
 fn print(config: &Config) -> ExitCode {
+    let mut text = String::new();
     let mut section = String::new();
     for line in config.lines() {
         let (group, key) = line.key.rsplit_once('.').unwrap_or(("", &line.key));
         if group != section {
-            println!("{}[{group}]", if section.is_empty() { "" } else { "\n" });
+            text.push_str(&format!("{}[{group}]\n", if section.is_empty() { "" } else { "\n" }));
             group.clone_into(&mut section);
         }
-        println!("{key} = {:?}  # {}; takes {}", line.value, line.origin, line.values);
+        let (value, origin, values) = (line.value, line.origin, line.values);
+        text.push_str(&format!("{key} = {value:?}  # {origin}; takes {values}\n"));
     }
-    ExitCode::SUCCESS
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads may have seen enough, as `head`.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            failed(EXIT_FAULT, &format!("cannot print: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn run(config: Config) -> ExitCode {

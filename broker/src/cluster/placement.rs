@@ -30,7 +30,7 @@ pub(crate) fn place<'a>(
             count(&mut loads, *node, place == 0);
         }
     }
-    (0..partitions)
+    let mut placed: Vec<Vec<NodeId>> = (0..partitions)
         .map(|number| {
             let mut by_load: Vec<NodeId> = nodes.iter().copied().collect();
             // Equal loads are taken in an order that starts at another node for each partition, so that followers too
@@ -52,7 +52,36 @@ pub(crate) fn place<'a>(
             }
             chosen
         })
-        .collect()
+        .collect();
+    even_leaders(&mut placed, &mut loads, alive);
+    placed
+}
+
+/// Moves leaders among the replicas chosen, from nodes that lead more to nodes that lead less: one partition after the other
+/// could not know what was to come. Ends because every move makes the loads more even.
+fn even_leaders(
+    placed: &mut [Vec<NodeId>],
+    loads: &mut BTreeMap<NodeId, Load>,
+    alive: &BTreeSet<NodeId>,
+) {
+    let mut has_moved = true;
+    while has_moved {
+        has_moved = false;
+        for nodes in placed.iter_mut() {
+            let mut candidates = (1..nodes.len()).filter(|at| alive.contains(&nodes[*at]));
+            let leads = |id: &NodeId| loads[id].leaders;
+            let Some(at) = candidates.find(|at| leads(&nodes[*at]) + 1 < leads(&nodes[0])) else {
+                continue;
+            };
+            nodes.swap(0, at);
+            for (id, change) in [(nodes[0], 1), (nodes[at], -1)] {
+                if let Some(load) = loads.get_mut(&id) {
+                    load.leaders = load.leaders.saturating_add_signed(change);
+                }
+            }
+            has_moved = true;
+        }
+    }
 }
 
 fn count(loads: &mut BTreeMap<NodeId, Load>, node: NodeId, leads: bool) {
@@ -85,6 +114,22 @@ mod tests {
         }
         for nodes in &placed {
             assert_eq!(nodes.iter().collect::<BTreeSet<_>>().len(), 3, "no node twice");
+        }
+    }
+
+    #[test]
+    fn leaders_are_spread_evenly_also_where_partitions_share_few_nodes() {
+        for (nodes, partitions, factor) in [(3, 3, 2), (4, 8, 2)] {
+            let placed =
+                place(&ids(1..=nodes), &ids(1..=nodes), std::iter::empty(), partitions, factor);
+            for node in 1..=nodes {
+                let leads = placed.iter().filter(|nodes| nodes[0] == node).count() as u64;
+                assert_eq!(
+                    leads,
+                    u64::from(partitions) / nodes,
+                    "node {node} of {nodes}: {placed:?}"
+                );
+            }
         }
     }
 

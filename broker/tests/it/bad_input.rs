@@ -15,7 +15,7 @@ async fn illegal_topic_names_are_refused() {
         let status = clients.topics().create(request).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{name:?}: {status}");
         assert_eq!(reason(&status), "INVALID_ARGUMENT");
-        assert_eq!(fact(&status, "field").as_deref(), Some("name"));
+        assert!(fact(&status, "field").unwrap().contains("name"), "{status}");
     }
     clients.create_topic(&"x".repeat(249), 1).await;
 }

@@ -160,11 +160,16 @@ impl Driver {
         let mut silent = Vec::new();
         // A stream that has not opened yet has a deadline of its own.
         for (id, line) in self.lines.iter().filter(|(_, line)| line.opened) {
-            let until = line.last_heard + silence_max;
+            let (suspect_at, until) =
+                (line.last_heard + silence_max / 2, line.last_heard + silence_max);
             if until <= now {
                 silent.push(*id);
-            } else {
+            } else if suspect_at <= now {
+                // Perhaps somebody else leads by now, and this node is cut off.
+                self.refresher.want();
                 wake = earliest(wake, Some(until));
+            } else {
+                wake = earliest(wake, Some(suspect_at));
             }
         }
         for id in silent {

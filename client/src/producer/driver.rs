@@ -27,6 +27,9 @@ use crate::refresher::{News, Refresher, earliest, sleep_until};
 
 /// What a broker may take longer than the request timeout it was told, before its stream is given up.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
+/// How long answers may be out before the driver asks whether somebody else leads by now: a leader that is cut off or stopped
+/// says nothing.
+const SUSPICION: Duration = Duration::from_secs(1);
 /// Happenings taken in at once.
 const EVENTS_AT_ONCE: usize = 256;
 
@@ -176,7 +179,14 @@ impl Driver {
             return None;
         }
         stalled.extend(partition.stalled_stream(now, try_max));
-        let deadline = earliest(partition.next_deadline(try_max), gathered_until);
+        let mut deadline = earliest(partition.next_deadline(try_max), gathered_until);
+        if let Some(suspect_at) = partition.waiting_since().map(|since| since + SUSPICION) {
+            if suspect_at <= now {
+                self.refresher.want();
+            } else {
+                deadline = earliest(deadline, Some(suspect_at));
+            }
+        }
         if partition.is_recovering() {
             if partition.is_waiting() {
                 return deadline;
@@ -499,25 +509,45 @@ impl Driver {
         while self.partitions.len() < view.leaders.len() {
             self.partitions.push(Partition::new(self.shared.settings.idempotent));
         }
-        let mut moved = false;
+        let mut moved = Vec::new();
         self.leaders.resize(self.partitions.len(), None);
-        for ((slot, new), partition) in
-            self.leaders.iter_mut().zip(&view.leaders).zip(&mut self.partitions)
-        {
+        for ((slot, new), number) in self.leaders.iter_mut().zip(&view.leaders).zip(0..) {
             let stale = match (&slot, new) {
                 (Some(old), Some(new)) => old.epoch > new.epoch,
                 _ => false,
             };
             if slot != new && !stale {
-                slot.clone_from(new);
-                // Whoever leads now has not refused anything yet.
-                partition.retry_at = None;
-                moved = true;
+                let old = std::mem::replace(slot, new.clone());
+                moved.push((number, old));
             }
         }
-        if moved {
+        for (number, old) in moved {
             self.refresher.was_new();
+            let moved_away = match (&old, &self.leaders[number as usize]) {
+                (Some(old), Some(new)) => old.address != new.address,
+                _ => false,
+            };
+            if let Some(old) = old.filter(|_| moved_away && self.shared.settings.idempotent) {
+                self.abandon_tries(number, &old.address);
+            }
+            if let Some(partition) = self.partitions.get_mut(number as usize) {
+                // Whoever leads now has not refused anything yet.
+                partition.retry_at = None;
+            }
         }
+    }
+
+    /// Waits no longer for what a former leader has to say of a partition: it may be cut off. What it has written is
+    /// recognised by the new one.
+    fn abandon_tries(&mut self, number: u32, address: &Arc<str>) {
+        let Some(line) = self.by_address.get(address).copied() else { return };
+        self.requests.retain(|_, (of, on)| !(*of == number && *on == line));
+        let text = format!("{address} does not lead the partition any more");
+        let refusal = Refusal::local(reason::NOT_LEADER, Code::Unavailable, text);
+        if let Some(partition) = self.partitions.get_mut(number as usize) {
+            partition.on_stream_lost(line, &refusal);
+        }
+        self.hand_out(number);
     }
 
     /// Ends the producer: nothing that it holds or is given can be written any more.

@@ -335,6 +335,11 @@ impl Partition {
         self.pending.iter().filter(|pending| pending.outcome.is_none()).map(of).min()
     }
 
+    /// When the oldest try under way was sent.
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
+        self.pending.iter().filter_map(|pending| pending.sent).map(|sent| sent.at).min()
+    }
+
     /// A stream on which a try has taken too long.
     pub(crate) fn stalled_stream(&self, now: Instant, try_max: Duration) -> Option<u64> {
         let sent = self.pending.iter().filter_map(|pending| pending.sent);
@@ -373,5 +378,4 @@ impl Partition {
 }
 
 #[cfg(test)]
-#[path = "partition/tests.rs"]
 mod tests;

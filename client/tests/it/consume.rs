@@ -149,6 +149,22 @@ async fn a_moved_a_killed_and_a_restarted_leader_are_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_falls_silent_is_left_as_soon_as_another_leads() {
+    let fake = Fake::start(2, 1).await;
+    fake.fill(0, numbers(0..20));
+    fake.world.lock().consume_faults = [None, Some(ConsumeFault::FallSilent)].into();
+    let consumer = fake.client().await.consumer(TOPIC);
+    // The driver asks after half of it.
+    let mut events = subscribe(consumer.silence_max(Duration::from_secs(10))).await;
+    let mut taken = take(&mut events, 6).await;
+    fake.lead(0, 1);
+    taken.extend(take(&mut events, 14).await);
+    check(&taken, 0..20);
+    // It was not the silence that ended the old stream.
+    assert_eq!(fake.world.lock().open_subscriptions, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_without_a_leader_is_reported_and_read_when_it_has_one_again() {
     let fake = Fake::start(2, 1).await;
     fake.fill(0, numbers(0..5));

@@ -171,8 +171,8 @@ pub(crate) struct World {
     pub(crate) consume_faults: VecDeque<Option<ConsumeFault>>,
     /// Nodes that say in their answers that nobody leads anywhere else.
     pub(crate) hints: bool,
-    /// While true, produce streams are not read.
-    pub(crate) held: bool,
+    /// A node that reads no produce stream and says nothing on them.
+    pub(crate) held: Option<usize>,
     pub(crate) next_producer_id: i64,
     /// Batches that have arrived: their partition and base sequence.
     pub(crate) arrivals: Vec<(u32, i32)>,
@@ -228,7 +228,7 @@ impl Fake {
             produce_faults: VecDeque::new(),
             consume_faults: VecDeque::new(),
             hints: true,
-            held: false,
+            held: None,
             next_producer_id: 100,
             arrivals: Vec::new(),
             open_subscriptions: 0,

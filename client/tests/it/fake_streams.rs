@@ -60,7 +60,7 @@ impl Node {
         };
         let mut later = None;
         while let Some(request) = requests.next().await {
-            while self.fake.world.lock().held {
+            while self.fake.world.lock().held == Some(self.index) {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
             match request?.message {

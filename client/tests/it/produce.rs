@@ -173,20 +173,41 @@ async fn a_killed_leader_is_replaced_and_a_restarted_one_is_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_falls_silent_is_left_as_soon_as_another_leads() {
+    let fake = Fake::start(2, 1).await;
+    let client = fake.client().await;
+    let hour = Duration::from_secs(3600);
+    let producer = producer_of_small_batches(&client).request_timeout(hour).delivery_timeout(hour);
+    let producer = producer.build();
+    let mut sent = send_numbered(&producer, 0..5).await;
+    producer.flush().await.unwrap();
+    fake.world.lock().held = Some(0);
+    sent.extend(send_numbered(&producer, 5..15).await);
+    fake.lead(0, 1);
+    let history = outcomes(sent).await;
+    assert!(history.iter().all(|(_, outcome)| outcome.is_ok()), "{history:?}");
+    // What the old leader was sent reaches it after all, and is refused there.
+    fake.world.lock().held = None;
+    let arrived = fake.world.lock().arrivals.len();
+    until("old batches arrive", || fake.world.lock().arrivals.len() > arrived).await;
+    check(&fake.world.lock().logs[0].values(), &history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn send_waits_at_the_bound_and_goes_on_when_there_is_room() {
     let fake = Fake::start(1, 1).await;
     let client = fake.client().await;
     let producer = producer_of_small_batches(&client).unacked_bytes_max(10_000).build();
     let mut sent = send_numbered(&producer, 0..1).await;
     producer.flush().await.unwrap();
-    fake.world.lock().held = true;
+    fake.world.lock().held = Some(0);
     sent.extend(send_numbered(&producer, 1..11).await);
     let value = "one too many".repeat(80);
     let mut blocked = Box::pin(producer.send(value.clone()));
     assert!(futures::poll!(&mut blocked).is_pending());
     assert!(producer.unacked_bytes() <= 10_000);
     assert!(matches!(producer.try_send(value.clone()), Err(SendError::Full)));
-    fake.world.lock().held = false;
+    fake.world.lock().held = None;
     sent.push((value, soon(blocked).await.unwrap()));
     let history = outcomes(sent).await;
     check(&fake.world.lock().logs[0].values(), &history);
@@ -211,7 +232,7 @@ async fn events_out_of_time_fail_with_the_truth_about_their_outcome_and_later_on
     let producer = producer_of_small_batches(&client).delivery_timeout(patience).build();
     let mut sent = send_numbered(&producer, 0..3).await;
     producer.flush().await.unwrap();
-    fake.world.lock().held = true;
+    fake.world.lock().held = Some(0);
     sent.extend(send_numbered(&producer, 3..13).await);
     let mut history = outcomes(sent).await;
     let unknown = |outcome: &Result<Ack, SendError>| {
@@ -223,7 +244,7 @@ async fn events_out_of_time_fail_with_the_truth_about_their_outcome_and_later_on
     assert_eq!(truths[3..8], [Some(true); 5]);
     assert_eq!(truths[8..], [Some(false); 5]);
     assert_eq!(history[3].1.as_ref().unwrap_err().reason(), "OUTCOME_UNKNOWN");
-    fake.world.lock().held = false;
+    fake.world.lock().held = None;
     until("what was in flight arrives late", || fake.world.lock().arrivals.len() >= 8).await;
     history.extend(outcomes(send_numbered(&producer, 13..20).await).await);
     assert!(history[13..].iter().all(|(_, outcome)| outcome.is_ok()), "{history:?}");
@@ -417,7 +438,7 @@ async fn soak(seed: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_mixture_of_faults_keeps_events_once_and_in_order() {
-    for seed in 0..12 {
+    for seed in 0..8 {
         println!("seed {seed}");
         soon(soak(seed)).await;
     }

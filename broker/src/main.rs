@@ -107,7 +107,8 @@ async fn serve(config: Config) -> ExitCode {
         () = announced => {}
         why = broker.wait_fatal() => {
             tracing::error!("stopping at once: {why}");
-            return failed(EXIT_FAULT, &why);
+            let code = if broker.node().is_misconfigured() { EXIT_CONFIG } else { EXIT_FAULT };
+            return failed(code, &why);
         }
         name = signals.next() => tracing::info!("{name}: stopping"),
     }

@@ -145,6 +145,26 @@ impl Founder {
         Round::Founded(founding)
     }
 
+    /// For a member that cannot reach its cluster: what is wrong if the seeds belong to another one.
+    pub(crate) async fn other_cluster(&self, own_cluster_id: &str) -> Option<String> {
+        let mut found = None;
+        for seed in self.seeds.iter().filter(|seed| **seed != self.own.internal_address) {
+            let request = GetFoundingStateRequest { seeds: self.seeds.clone() };
+            match self.calls.get_founding_state(seed, request).await {
+                Ok(answer) if answer.cluster_id == own_cluster_id => return None,
+                Ok(answer) if !answer.cluster_id.is_empty() => {
+                    found = Some(format!(
+                        "the data directory belongs to cluster {own_cluster_id}, but seed {seed} to cluster {}; give this node \
+                         its own directory of that cluster, or the seeds of this one",
+                        answer.cluster_id
+                    ));
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        found
+    }
+
     /// What to found: what was begun, if its members are still the same, else anew.
     fn founding(
         &self,

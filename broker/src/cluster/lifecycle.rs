@@ -100,6 +100,7 @@ impl Node {
             producer_ids: tokio::sync::Mutex::new((0, 0)),
             unusable: Mutex::default(),
             registered: AtomicBool::new(false),
+            misconfigured: AtomicBool::new(false),
             cancel: CancellationToken::new(),
             lock: Mutex::new(Some(lock)),
             config,
@@ -317,6 +318,12 @@ impl Node {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "not registered yet");
+                    if let Some(why) = self.inner.founder.other_cluster(&identity.cluster_id).await
+                    {
+                        self.inner.misconfigured.store(true, Ordering::Release);
+                        self.fail(format!("node.data_dir: {why}"));
+                        return;
+                    }
                     tokio::time::sleep(FOUNDING_PAUSE).await;
                 }
             }

@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub(super) unusable: Mutex<BTreeMap<GroupId, String>>,
     /// The metadata group knows of this start of the node.
     pub(super) registered: AtomicBool,
+    /// The fault is one of the configuration, not of the machine.
+    pub(super) misconfigured: AtomicBool,
     /// Ends the background tasks.
     pub(super) cancel: CancellationToken,
     /// Held for as long as the directory is used.
@@ -230,6 +232,11 @@ impl Node {
             promised_cluster_id: founder.promises.held().map(|f| f.cluster_id).unwrap_or_default(),
             feature_level: FEATURE_LEVEL,
         }
+    }
+
+    /// Whether the fault that [`Node::fatal_fault`] told of is mended in the configuration: the process exits with 2.
+    pub fn is_misconfigured(&self) -> bool {
+        self.inner.misconfigured.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// Completes with the reason when the node hit a fault it must not survive (a failed sync): the process exits with 1.

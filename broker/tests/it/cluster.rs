@@ -1,5 +1,16 @@
 //! Three nodes in one process: calls that any node takes, redirects, and leaders that move.
 
+mod behind_retention;
+mod dedup;
+mod directories;
+mod durability;
+mod faults;
+mod founding;
+mod full_disk;
+mod nodes;
+mod processes;
+mod topic_life;
+
 use std::collections::BTreeSet;
 
 use highwater_broker::Broker;

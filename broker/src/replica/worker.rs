@@ -137,7 +137,10 @@ impl Worker {
                 self.on(group, Core::begin);
             }
             Input::Remove { group, done } => {
-                self.replicas.remove(&group);
+                if let Some(replica) = self.replicas.remove(&group) {
+                    // Whoever waits for records of it is told to look again.
+                    replica.shared.visible.send_modify(|visible| visible.is_leader = false);
+                }
                 let _ = done.send(());
             }
             Input::Configure { group, settings } => {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use highwater_proto::internal::metadata_command::Command;
 use highwater_proto::internal::{
-    ConfirmFoundingRequest, Founding, FoundingMember, ListenerAddress, NodeStarted, PeerBatch,
-    PromiseFoundingRequest,
+    ConfirmFoundingRequest, Founding, FoundingMember, ListenerAddress, MetadataCommand,
+    NodeStarted, PeerBatch, PromiseFoundingRequest, ProposeMetadataRequest,
+    ProposeMetadataResponse,
 };
 use highwater_storage::{DirLock, Identity, StorageError};
 use parking_lot::Mutex;
@@ -307,27 +308,49 @@ impl Node {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             };
             let command = commands::command(Command::NodeStarted(started));
-            match self.propose_metadata(command).await {
+            match self.propose_metadata(command.clone()).await {
                 Ok(_) => {
                     self.inner.registered.store(true, Ordering::Release);
                     return;
                 }
                 Err(error @ BrokerError::InvalidArgument { .. }) => {
-                    self.fail(format!("the cluster refuses this node: {error}"));
-                    return;
+                    return self.fail_directory(&format!("the cluster refuses it: {error}"));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "not registered yet");
+                    if let Some(why) = self.refused_by_leader(&command).await {
+                        return self.fail_directory(&format!("the cluster refuses it: {why}"));
+                    }
                     if let Some(why) = self.inner.founder.other_cluster(&identity.cluster_id).await
                     {
-                        self.inner.misconfigured.store(true, Ordering::Release);
-                        self.fail(format!("node.data_dir: {why}"));
-                        return;
+                        return self.fail_directory(&why);
                     }
                     tokio::time::sleep(FOUNDING_PAUSE).await;
                 }
             }
         }
+    }
+
+    /// Tells every other node of this start; why, if the leader among them refuses it. Nodes that refuse our streams do not
+    /// let us know who leads.
+    async fn refused_by_leader(&self, command: &MetadataCommand) -> Option<String> {
+        let view = self.view();
+        for node in view.nodes.values().filter(|node| node.id != self.inner.id) {
+            let request = ProposeMetadataRequest { command: Some(command.clone()) };
+            let answer = self.inner.deps.calls.propose_metadata(&node.internal_address, request);
+            if let Ok(ProposeMetadataResponse { outcome: Some(outcome) }) = answer.await
+                && !outcome.reason.is_empty()
+            {
+                return Some(outcome.message);
+            }
+        }
+        None
+    }
+
+    /// Ends the node because its directory does not fit its cluster.
+    fn fail_directory(&self, why: &str) {
+        self.inner.misconfigured.store(true, Ordering::Release);
+        self.fail(format!("node.data_dir: {why}"));
     }
 
     /// Keeps the view, the list of peers and the peers' knowledge of leaderships won here up to date.

@@ -1,7 +1,10 @@
 //! Starts that cannot work: the process ends with the exit code and the words that help.
 
+use std::process::Command;
+
 use super::nodes::*;
 use super::processes::*;
+use crate::harness::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_in_use_or_of_another_node_ends_with_2_and_the_key() {
@@ -67,6 +70,34 @@ async fn a_directory_of_another_cluster_is_refused_by_name_and_the_process_ends_
     assert!(logged.contains(&cluster) && logged.contains(&other), "{logged}");
     // The cluster has not taken anything from it, and takes its own node back.
     nodes.clients(0).publish("orders", 0, &["x"]).await;
+    nodes.run_all().await;
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_brought_back_from_an_old_copy_is_refused_while_the_others_go_on() {
+    let mut nodes = Nodes::start(|_| {}).await;
+    nodes.clients(0).create_topic("orders", 1).await;
+    nodes.stop(2).await;
+    let current = nodes.config(2).node.data_dir.clone();
+    let old = tempfile::tempdir().unwrap();
+    let copy = old.path().join("data");
+    let copied = Command::new("cp").arg("-a").arg(&current).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    // The cluster sees a later start than the copy knows of, and one more batch.
+    nodes.run_all().await;
+    nodes.clients(0).publish("orders", 0, &["x"]).await;
+    nodes.stop(2).await;
+    nodes.run_all().await;
+    nodes.stop(2).await;
+    nodes.config(2).node.data_dir = copy;
+    nodes.run(2).await;
+    let why = soon("giving up", nodes.broker(2).wait_fatal()).await;
+    assert!(why.contains("node.data_dir") && why.contains("old copy"), "{why}");
+    assert!(nodes.broker(2).node().is_misconfigured());
+    nodes.stop(2).await;
+    nodes.clients(0).publish("orders", 0, &["y"]).await;
+    nodes.config(2).node.data_dir = current;
     nodes.run_all().await;
     nodes.stop_all().await;
 }

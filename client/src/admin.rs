@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::config::Backoff;
 use crate::connections::{cluster_service, consumer_service, topic_service};
 use crate::error::{AdminError, Refusal};
-use crate::metadata::within;
+use crate::metadata::{Order, within};
 use crate::record::Event;
 use crate::types::{
     ClusterHealth, ClusterInfo, ClusterMetadata, FetchOptions, Fetched, NewTopic, Start,
@@ -288,7 +288,7 @@ impl Admin {
         let mut backoff = Backoff::default();
         loop {
             let mut last = None;
-            let candidates = shared.metadata.candidates();
+            let candidates = shared.metadata.candidates(Order::Steady);
             let others = u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
             for address in candidates {
                 let left = deadline.saturating_duration_since(shared.env.now());

@@ -12,7 +12,7 @@ use crate::connections::Connections;
 use crate::consumer::ConsumerBuilder;
 use crate::env::Env;
 use crate::error::{ConnectError, Refusal, reason};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, Order};
 use crate::producer::ProducerBuilder;
 
 /// A connection to a cluster: cheap to clone, `Send + Sync`, shared by any number of producers and consumers.
@@ -85,7 +85,7 @@ impl Client {
         let Shared { config, env, connections, metadata } = &*self.shared;
         let mut backoff = Backoff::default();
         loop {
-            for address in metadata.candidates() {
+            for address in metadata.candidates(Order::Turns) {
                 match metadata.meet(connections, &address).await {
                     Ok(()) => return Ok(()),
                     Err(refusal) if refusal.reason() == reason::INVALID_ARGUMENT => {

@@ -49,6 +49,13 @@ impl TopicView {
     }
 }
 
+/// Which address comes first, see [`Metadata::candidates`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Steady,
+    Turns,
+}
+
 /// The cache.
 #[derive(Debug)]
 pub(crate) struct Metadata {
@@ -64,8 +71,10 @@ struct State {
     nodes: BTreeMap<u64, Arc<str>>,
     topics: HashMap<String, Arc<TopicView>>,
     generation: u64,
-    /// Where the next question goes first, so that load spreads.
+    /// Where the next question about a topic goes first.
     turn: usize,
+    /// Where administrative calls go first: drawn once, so that clients spread over nodes.
+    steady: usize,
     failed: HashMap<Arc<str>, Instant>,
 }
 
@@ -73,13 +82,14 @@ impl Metadata {
     pub(crate) fn new(config: &ClientConfig, env: Env) -> Self {
         let bootstrap: Vec<Arc<str>> =
             config.bootstrap.iter().map(|address| Arc::from(address.as_str())).collect();
-        let turn = env.below(u32::try_from(bootstrap.len()).unwrap_or(1)) as usize;
+        let turn = env.below(u32::MAX) as usize;
         let state = State {
             bootstrap,
             nodes: BTreeMap::new(),
             topics: HashMap::new(),
             generation: 0,
             turn,
+            steady: turn,
             failed: HashMap::new(),
         };
         Self { env, state: Mutex::new(state), asking: tokio::sync::Mutex::default() }
@@ -96,7 +106,11 @@ impl Metadata {
     }
 
     /// Every address there is, the one whose turn it is first and those that failed lately last.
-    pub(crate) fn candidates(&self) -> Vec<Arc<str>> {
+    ///
+    /// With `Order::Turns` another one is first each time: a node that is cut off from the others knows old leaders only, and
+    /// must not be the only one asked. With `Order::Steady` the same is first each time, so that what one call has changed the
+    /// next call sees.
+    pub(crate) fn candidates(&self, order: Order) -> Vec<Arc<str>> {
         let now = self.env.now();
         let mut state = self.state.lock();
         let mut addresses: Vec<Arc<str>> = state.nodes.values().cloned().collect();
@@ -106,10 +120,15 @@ impl Metadata {
                 addresses.push(address.clone());
             }
         }
-        state.turn = state.turn.wrapping_add(1);
-        let turn = state.turn % addresses.len().max(1);
+        let turn = match order {
+            Order::Steady => state.steady,
+            Order::Turns => {
+                state.turn = state.turn.wrapping_add(1);
+                state.turn
+            }
+        };
         let known = state.nodes.len().max(1).min(addresses.len());
-        addresses[..known].rotate_left(turn % known);
+        addresses[..known].rotate_left(turn % known.max(1));
         state.failed.retain(|_, at| now.duration_since(*at) < PENALTY);
         addresses.sort_by_key(|address| state.failed.contains_key(address));
         addresses
@@ -171,7 +190,7 @@ impl Metadata {
         }
         let mut unknown = None;
         let mut last = None;
-        for address in self.candidates() {
+        for address in self.candidates(Order::Turns) {
             match self.ask(connections, &address, topic).await {
                 Ok(()) => match self.cached(topic).filter(|view| view.generation > seen) {
                     Some(view) => return Ok(view),

@@ -17,10 +17,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: rebuild --base DIR --log FILE --out DIR --seed N [--ignore SYNC]
+const USAGE: &str = "usage: rebuild --base DIR --log FILE --out DIR --seed N [--ignore SYNC] [--keep HOW]
   DIR of --base is what was on the disk when the broker started; --out must not exist, and is to be copied before it is
   written to, because files that were not changed are links into --base
-  SYNC: file | journal | segments | directory | syncfs | all: these promise nothing";
+  SYNC: file | journal | segments | small | directory | syncfs | all: these promise nothing
+  HOW: nothing | some | everything of what was not synced; drawn from the seed by default";
 /// What a disk writes whole.
 const SECTOR_BYTES: u64 = 512;
 /// What the page cache writes back together.
@@ -40,6 +41,8 @@ enum Ignore {
     Journal,
     /// Every sync of the segments.
     Segments,
+    /// Every sync of all other files.
+    Small,
     /// `fsync` of directories, and the names in `syncfs`.
     Directory,
     Syncfs,
@@ -53,11 +56,34 @@ impl Ignore {
             "file" => Self::File,
             "journal" => Self::Journal,
             "segments" => Self::Segments,
+            "small" => Self::Small,
             "directory" => Self::Directory,
             "syncfs" => Self::Syncfs,
             "all" => Self::All,
             _ => return Err(format!("unknown sync '{text}'\n{USAGE}")),
         })
+    }
+}
+
+/// What a file is for, told by the name it was created with.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Purpose {
+    Journal,
+    Segment,
+    #[default]
+    Small,
+}
+
+impl Ignore {
+    /// Whether no sync at all keeps such a file.
+    fn covers(self, purpose: Purpose) -> bool {
+        match self {
+            Self::Journal => purpose == Purpose::Journal,
+            Self::Segments => purpose == Purpose::Segment,
+            Self::Small => purpose == Purpose::Small,
+            Self::All => true,
+            Self::Nothing | Self::File | Self::Directory | Self::Syncfs => false,
+        }
     }
 }
 
@@ -93,6 +119,7 @@ enum Change {
 /// Invariant: `pending` is in the order of the log.
 #[derive(Default)]
 struct File {
+    purpose: Purpose,
     /// Where its durable bytes are, until it is changed; then they are in `durable`.
     base: Option<PathBuf>,
     durable: Option<Vec<u8>>,
@@ -228,6 +255,16 @@ impl Keep {
         }
     }
 
+    fn parse(text: &str) -> Result<Option<Self>> {
+        Ok(match text {
+            "nothing" => Some(Self::Nothing),
+            "some" => Some(Self::Some),
+            "everything" => Some(Self::Everything),
+            "drawn" => None,
+            _ => return Err(format!("cannot keep '{text}'\n{USAGE}")),
+        })
+    }
+
     /// How many of `count` changes in a row happened.
     fn choose(self, count: u64, random: &mut Random) -> u64 {
         match self {
@@ -303,20 +340,13 @@ struct Tree {
     nodes: Vec<Node>,
     open: HashMap<i32, usize>,
     ignore: Ignore,
-    /// Hard-state journals, however they are called by now.
-    journals: Vec<usize>,
     tally: Tally,
 }
 
 impl Tree {
     fn load(base: &Path, ignore: Ignore) -> Result<Self> {
-        let mut tree = Self {
-            nodes: Vec::new(),
-            open: HashMap::new(),
-            ignore,
-            journals: Vec::new(),
-            tally: Tally::default(),
-        };
+        let mut tree =
+            Self { nodes: Vec::new(), open: HashMap::new(), ignore, tally: Tally::default() };
         tree.load_directory(base)?;
         Ok(tree)
     }
@@ -342,12 +372,15 @@ impl Tree {
     }
 
     fn add_file(&mut self, name: &str, base: Option<PathBuf>) -> usize {
-        self.nodes.push(Node::File(File { base, ..File::default() }));
-        let number = self.nodes.len() - 1;
-        if name.starts_with("hard-state") {
-            self.journals.push(number);
-        }
-        number
+        let purpose = if name.starts_with("hard-state") {
+            Purpose::Journal
+        } else if name.ends_with(".log") {
+            Purpose::Segment
+        } else {
+            Purpose::Small
+        };
+        self.nodes.push(Node::File(File { purpose, base, ..File::default() }));
+        self.nodes.len() - 1
     }
 
     fn directory(&mut self, number: usize) -> Result<&mut Directory> {
@@ -462,16 +495,10 @@ impl Tree {
     fn on_sync(&mut self, fd: i32, covers: u64) -> Result<()> {
         // A descriptor may be gone when its sync is noted: then the close is of later than the sync, and was promised.
         let Some(&number) = self.open.get(&fd) else { return Ok(()) };
-        let journal = self.journals.contains(&number);
         match &mut self.nodes[number] {
             Node::File(file) => {
                 self.tally.syncs_of_files += 1;
-                let ignored = match self.ignore {
-                    Ignore::File | Ignore::All => true,
-                    Ignore::Journal => journal,
-                    Ignore::Segments => !journal,
-                    _ => false,
-                };
+                let ignored = self.ignore == Ignore::File || self.ignore.covers(file.purpose);
                 if !ignored {
                     file.sync(covers)?;
                 }
@@ -493,10 +520,8 @@ impl Tree {
             return Ok(());
         }
         for number in 0..self.nodes.len() {
-            let journal = self.journals.contains(&number);
             match &mut self.nodes[number] {
-                Node::File(_) if ignore == Ignore::Journal && journal => {}
-                Node::File(_) if ignore == Ignore::Segments && !journal => {}
+                Node::File(file) if ignore.covers(file.purpose) => {}
                 Node::File(file) if !file.pending.is_empty() => file.sync(covers)?,
                 Node::File(_) => {}
                 Node::Directory(_) if ignore == Ignore::Directory => {}
@@ -507,9 +532,9 @@ impl Tree {
     }
 
     /// Chooses what survives, and writes it to `out`.
-    fn lose_power(mut self, out: &Path, random: &mut Random) -> Result<Tally> {
-        let keep_bytes = Keep::draw(random);
-        let keep_names = Keep::draw(random);
+    fn lose_power(mut self, out: &Path, keep: Option<Keep>, random: &mut Random) -> Result<Tally> {
+        let drawn = (Keep::draw(random), Keep::draw(random));
+        let (keep_bytes, keep_names) = keep.map_or(drawn, |keep| (keep, keep));
         // Half of the time names survive as a journal keeps them: up to a moment.
         let last = self.tally.records;
         let until = if random.below(2) == 0 { Some(random.below(last + 1)) } else { None };
@@ -618,6 +643,7 @@ fn replay(tree: &mut Tree, log: &Path) -> Result<()> {
 }
 
 fn run(arguments: &[String]) -> Result<()> {
+    let mut keep = None;
     let (mut base, mut log, mut out, mut seed, mut ignore) =
         (None, None, None, None, Ignore::Nothing);
     for pair in arguments.chunks(2) {
@@ -627,6 +653,7 @@ fn run(arguments: &[String]) -> Result<()> {
             "--log" => log = Some(PathBuf::from(value)),
             "--out" => out = Some(PathBuf::from(value)),
             "--seed" => seed = value.parse::<u64>().ok(),
+            "--keep" => keep = Keep::parse(value)?,
             "--ignore" => ignore = Ignore::parse(value)?,
             _ => return Err(USAGE.to_owned()),
         }
@@ -636,7 +663,7 @@ fn run(arguments: &[String]) -> Result<()> {
     };
     let mut tree = Tree::load(&base, ignore)?;
     replay(&mut tree, &log)?;
-    let tally = tree.lose_power(&out, &mut Random(seed))?;
+    let tally = tree.lose_power(&out, keep, &mut Random(seed))?;
     println!(
         "{} writes; syncs: {} of files, {} of directories, {} of all; unsynced pages {}, of them kept {}; \
          unsynced names {}, of them kept {}",
@@ -669,15 +696,10 @@ mod tests {
 
     /// A tree with one file `f` of two durable pages of ones, open as descriptor 3, and the directory as 4.
     fn tree(ignore: Ignore) -> Tree {
-        let mut tree = Tree {
-            nodes: Vec::new(),
-            open: HashMap::new(),
-            ignore,
-            journals: Vec::new(),
-            tally: Tally::default(),
-        };
+        let mut tree =
+            Tree { nodes: Vec::new(), open: HashMap::new(), ignore, tally: Tally::default() };
         tree.nodes.push(Node::Directory(Directory::default()));
-        let file = tree.add_file("f", None);
+        let file = tree.add_file("f.log", None);
         if let Node::File(file) = &mut tree.nodes[file] {
             file.durable = Some(vec![1; 8192]);
         }
@@ -775,7 +797,7 @@ mod tests {
             tree.apply(1, 7, -1, (0, 0), b"g\nh".to_vec()).unwrap();
             let out =
                 std::env::temp_dir().join(format!("rebuild-test-{}-{seed}", std::process::id()));
-            tree.lose_power(&out, &mut Random(seed)).unwrap();
+            tree.lose_power(&out, None, &mut Random(seed)).unwrap();
             let names: Vec<_> =
                 fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();
             assert_eq!(names.len(), 1, "{names:?}");

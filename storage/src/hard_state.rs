@@ -16,7 +16,11 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::{IoContext, StorageError};
 
 const FILE_NAMES: [&str; 2] = ["hard-state-a.journal", "hard-state-b.journal"];
+/// Ends with the format's version.
 const MAGIC: [u8; 8] = *b"HWHARD\0\x01";
+const VERSION: u8 = MAGIC[7];
+/// No journal ever counts so far: a larger number is damage, and arithmetic below it never overflows.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 /// magic 8, generation 8, checksum 4, zero 4.
 const HEADER_BYTES: u64 = 24;
 const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"HWhs");
@@ -261,7 +265,17 @@ fn read_generation(file: &dyn DiskFile, path: &Path) -> Result<u64, StorageError
         return Ok(0);
     }
     let generation = u64_at(&bytes, 8);
-    if generation == 0 || bytes[..] != encode_header(generation) {
+    let version = bytes[7];
+    let intact = u32_at(&bytes, 16) == crc32fast::hash(&bytes[..16]);
+    if intact && bytes[..7] == MAGIC[..7] && version > VERSION {
+        return Err(StorageError::UnsupportedVersion {
+            path: path.to_path_buf(),
+            version: version.into(),
+            version_max: VERSION.into(),
+        });
+    }
+    let possible = (1..=NUMBER_MAX).contains(&generation);
+    if !possible || bytes[..] != encode_header(generation) {
         return Err(StorageError::corrupt(path, 0, "damaged journal header"));
     }
     Ok(generation)
@@ -320,7 +334,7 @@ fn decode_record(bytes: &[u8], generation: u64) -> Option<Record> {
     let count = usize::try_from(u32_at(header, 32)).ok()?;
     let len = count.checked_mul(STATE_BYTES)?.checked_add(RECORD_HEADER_BYTES)?;
     let record = bytes.get(..len)?;
-    if u32_at(header, 36) != record_checksum(record) {
+    if u32_at(header, 36) != record_checksum(record) || u64_at(header, 16) > NUMBER_MAX {
         return None;
     }
     let states = record[RECORD_HEADER_BYTES..]
@@ -390,6 +404,9 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes[at..].first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,9 @@
 
 pub mod disk;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hard_state;
 mod identity;
 mod log;

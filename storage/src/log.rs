@@ -5,6 +5,8 @@
 //! payload. What it needs from disk at the start is in `recovery`.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod reader;
 mod recovery;

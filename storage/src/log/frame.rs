@@ -79,13 +79,20 @@ impl FrameHeader {
         bytes
     }
 
+    /// The newest format of frames that this release reads.
+    pub(super) const VERSION_MAX: u32 = FRAME_VERSION as u32;
+
+    /// The version of the frame at the start of `bytes`, if it is one of this segment in a format that
+    /// this release does not know. Every format keeps magic, version, identity and checksum in place.
+    pub(super) fn unknown_version(bytes: &[u8], identity: u64) -> Option<u32> {
+        let bytes = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
+        (is_sealed(bytes, identity) && bytes[4] != FRAME_VERSION).then(|| u32::from(bytes[4]))
+    }
+
     /// The header in `bytes`, if it is a valid one of the segment with `identity`.
     pub(super) fn decode(bytes: &[u8], identity: u64) -> Option<Self> {
         let bytes = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
-        let valid = u32_at(bytes, 0) == FRAME_MAGIC
-            && bytes[4] == FRAME_VERSION
-            && u64_at(bytes, 8) == identity
-            && u32_at(bytes, 76) == crc32fast::hash(&bytes[..76]);
+        let valid = bytes[4] == FRAME_VERSION && is_sealed(bytes, identity);
         valid.then(|| Self {
             identity,
             meta: EntryMeta {
@@ -112,6 +119,13 @@ impl FrameHeader {
     pub(super) fn frame_bytes(&self) -> u64 {
         frame_bytes(u64::from(self.payload_len))
     }
+}
+
+/// True of a frame's header, of whichever version, that belongs to the segment and is whole.
+fn is_sealed(bytes: &[u8; FRAME_HEADER_BYTES], identity: u64) -> bool {
+    u32_at(bytes, 0) == FRAME_MAGIC
+        && u64_at(bytes, 8) == identity
+        && u32_at(bytes, 76) == crc32fast::hash(&bytes[..76])
 }
 
 /// A segment's header.

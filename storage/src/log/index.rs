@@ -13,8 +13,8 @@ use crate::disk::Disk;
 use crate::error::StorageError;
 use crate::small_file::{read_small_file, write_small_file_lazily};
 
-const MAGIC: [u8; 8] = *b"HWINDEX\0";
-const VERSION: u32 = 1;
+pub(super) const MAGIC: [u8; 8] = *b"HWINDEX\0";
+pub(super) const VERSION: u32 = 1;
 const WORDS_FIXED: usize = 11;
 
 /// A frame that is found without walking.

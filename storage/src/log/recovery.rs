@@ -10,7 +10,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::frame::{DecodedSegmentHeader, SEGMENT_HEADER_BYTES, SegmentHeader, segment_identity};
+use super::frame::{
+    DecodedSegmentHeader, FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    segment_identity,
+};
 use super::index;
 use super::segment::{self, Cursor, Scan, Segment, parse_file_name};
 use super::state::State;
@@ -315,6 +318,7 @@ impl<'a> Recovery<'a> {
         if end_index == limit {
             return Ok(None);
         }
+        refuse_unknown_frame(candidate, &header, end_position)?;
         let blank = segment::is_blank_from(&*candidate.file, end_position)
             .io_context("read", &candidate.path)?;
         if blank && successor.is_none() {
@@ -466,6 +470,25 @@ impl<'a> Recovery<'a> {
                 self.report.index_files_rebuilt += 1;
             }
         }
+    }
+}
+
+/// A frame that a newer release wrote is neither torn nor rotten: nothing may be cut there.
+fn refuse_unknown_frame(
+    candidate: &Candidate,
+    header: &SegmentHeader,
+    position: u64,
+) -> Result<(), StorageError> {
+    let left = candidate.file.len().saturating_sub(position);
+    let len = usize::try_from(left).unwrap_or(usize::MAX).min(FRAME_HEADER_BYTES);
+    let bytes = candidate.file.read(position, len).io_context("read", &candidate.path)?;
+    match FrameHeader::unknown_version(&bytes, header.identity()) {
+        None => Ok(()),
+        Some(version) => Err(StorageError::UnsupportedVersion {
+            path: candidate.path.clone(),
+            version,
+            version_max: FrameHeader::VERSION_MAX,
+        }),
     }
 }
 

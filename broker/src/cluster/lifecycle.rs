@@ -377,7 +377,7 @@ impl Node {
         let leaders = self.inner.leadership.leaders();
         let mut peers_changed = false;
         self.inner.view.send_modify(|view| {
-            let new = ClusterView::of(&metadata, leaders, view.version + 1);
+            let new = metadata.view(leaders, view.version + 1);
             let addresses = |view: &ClusterView| -> Vec<(NodeId, String)> {
                 view.nodes.values().map(|n| (n.id, n.internal_address.clone())).collect()
             };

@@ -15,7 +15,7 @@ use highwater_proto::internal::{
 use prost::Message;
 use tokio::sync::watch;
 
-use super::view::{PartitionView, TopicView};
+use super::view::{ClusterView, NodeView, PartitionView, TopicView};
 use super::{GroupId, NodeId, ReplicaId};
 use crate::replica::StateMachine;
 
@@ -167,6 +167,32 @@ impl Metadata {
         node.listeners.clone_from(&started.listeners);
         node.version.clone_from(&started.version);
         MetadataOutcome::default()
+    }
+
+    /// What is known now, with the leaders, as the `version`th view.
+    pub(crate) fn view(
+        &self,
+        leaders: BTreeMap<GroupId, (NodeId, u64)>,
+        version: u64,
+    ) -> ClusterView {
+        let node = |node: &NodeImage| NodeView {
+            id: node.id,
+            internal_address: node.internal_address.clone(),
+            listeners: node
+                .listeners
+                .iter()
+                .map(|listener| (listener.name.clone(), listener.address.clone()))
+                .collect(),
+            version: node.version.clone(),
+        };
+        ClusterView {
+            cluster_id: self.cluster_id.clone(),
+            feature_level: self.feature_level,
+            version,
+            nodes: self.nodes.values().map(|image| (image.id, node(image))).collect(),
+            topics: self.topics.clone(),
+            leaders,
+        }
     }
 
     pub(crate) fn to_image(&self) -> MetadataImage {

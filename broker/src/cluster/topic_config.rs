@@ -104,6 +104,9 @@ pub const TOPIC_KEYS: &[TopicKey] = &[
     },
 ];
 
+/// Longest value of a key: far more than any accepted one needs.
+const VALUE_BYTES_MAX: usize = 64;
+
 /// A topic's configuration, read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicConfig {
@@ -150,6 +153,12 @@ impl TopicConfig {
 impl TopicKey {
     /// The rest of a sentence that begins with the value, if the value is not accepted.
     fn accepts(&self, value: &str) -> Result<(), String> {
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(format!(
+                "a value has at most {VALUE_BYTES_MAX} bytes, not {}",
+                value.len()
+            ));
+        }
         let is_accepted = match self.kind {
             Kind::Number { min, max } => {
                 value.parse::<i64>().is_ok_and(|number| (min..=max).contains(&number))

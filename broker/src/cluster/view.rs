@@ -1,11 +1,10 @@
 //! The cluster as a node shows it to the layers above: immutable values, replaced as a whole.
 //!
-//! Owns: the types, and putting a view together from metadata and leaders. Never: changes anything.
+//! Owns: the types. Never: where the values come from (`metadata` puts them together).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::metadata::Metadata;
 use super::{GroupId, NodeId, ReplicaId};
 
 /// The cluster as this node knows it; immutable, replaced as a whole.
@@ -67,32 +66,4 @@ pub struct ReadyState {
     pub ready: bool,
     /// One line for each check, for people: "ok metadata: ..." or "waiting for seed 10.0.0.2:7421: connection refused".
     pub checks: Vec<String>,
-}
-
-impl ClusterView {
-    /// What is known now, as the `version`th view.
-    pub(crate) fn of(
-        metadata: &Metadata,
-        leaders: BTreeMap<GroupId, (NodeId, u64)>,
-        version: u64,
-    ) -> Self {
-        let node = |node: &highwater_proto::internal::NodeImage| NodeView {
-            id: node.id,
-            internal_address: node.internal_address.clone(),
-            listeners: node
-                .listeners
-                .iter()
-                .map(|listener| (listener.name.clone(), listener.address.clone()))
-                .collect(),
-            version: node.version.clone(),
-        };
-        Self {
-            cluster_id: metadata.cluster_id.clone(),
-            feature_level: metadata.feature_level,
-            version,
-            nodes: metadata.nodes.values().map(|image| (image.id, node(image))).collect(),
-            topics: metadata.topics.clone(),
-            leaders,
-        }
-    }
 }

@@ -61,6 +61,10 @@ pub(crate) fn to_wire(message: Message) -> RaftMessage {
 /// Checks a message from a peer and turns it into raft's type. The checks that need the replica's state are the core's.
 pub(crate) fn from_wire(wire: RaftMessage) -> Result<Message, RefusedMessage> {
     let msg_type = message_type(wire.msg_type)?;
+    // Raft takes a message without a term for one of its own and skips every check; our logs have no entry of term 0.
+    if wire.term == 0 || (msg_type == MessageType::MsgAppend && wire.log_term == 0) {
+        return Err(RefusedMessage(format!("{msg_type:?} without a term")));
+    }
     if wire.entries.len() > ENTRIES_MAX {
         return Err(RefusedMessage(format!("{} entries in one message", wire.entries.len())));
     }

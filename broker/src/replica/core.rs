@@ -26,11 +26,11 @@ use rand::rngs::SmallRng;
 
 pub(crate) use open::{Birth, CoreConfig, OpenError};
 pub(crate) use waiters::Answer;
+pub use waiters::Appended;
 
 use self::waiters::{Waiter, Waiters};
 use super::checkpoint::SmallFiles;
 use super::envelope::{EntryKind, Envelope};
-use super::handle::Appended;
 use super::producers::{Produced, Producers};
 use super::raft_log::{RaftLog, decode_snapshot};
 use crate::error::BrokerError;
@@ -41,6 +41,8 @@ pub(crate) const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages in flight per peer and group.
 pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 16;
+/// Largest command for a state machine.
+const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Committed bytes that one Ready hands over.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
@@ -131,6 +133,14 @@ struct Unpersisted {
     messages: Vec<Message>,
 }
 
+/// An append after which a leader wants to hear at once.
+struct AppendedAsk {
+    leader_term: u64,
+    /// The last entry it would leave in the log, and that entry's term: if both match, so does everything before.
+    index: u64,
+    entry_term: u64,
+}
+
 /// Derived state of the group's kind.
 enum Derived {
     Partition(Producers),
@@ -164,8 +174,8 @@ pub(crate) struct Core {
     waiters: Waiters,
     /// On the leader, in `role_term`: what followers have appended, not yet synced, by replica.
     appended: BTreeMap<u64, u64>,
-    /// As a follower: the leader wants to hear when this index of this term is appended.
-    wants_appended: Option<(u64, u64)>,
+    /// As a follower: the leader wants to hear when this is appended.
+    wants_appended: Option<AppendedAsk>,
     role_term: (StateRole, u64),
     random: SmallRng,
     election_ticks: usize,
@@ -176,6 +186,8 @@ pub(crate) struct Core {
     committed_before: [u64; 2],
     ticks: u64,
     elections: u64,
+    /// The file `replica` is behind `state`, because the disk was full.
+    state_unsaved: bool,
     broken: Option<String>,
 }
 
@@ -232,7 +244,10 @@ impl Core {
         if self.broken.is_some() {
             return Ok(());
         }
-        self.check_message(&message)?;
+        if let Err(why) = self.check_message(&message) {
+            self.settle(effects);
+            return Err(why);
+        }
         let appends = message.get_msg_type() == MessageType::MsgAppend;
         if appends && !message.entries.is_empty() {
             // A full disk is found out here, where the message can still be dropped: the leader sends it again.
@@ -240,12 +255,17 @@ impl Core {
             self.make_room(bytes, message.entries.len(), effects)
                 .map_err(|error| format!("no room to append: {error}"))?;
         }
-        let last = (message.index + message.entries.len() as u64, message.term);
+        let last = message.entries.last();
+        let asked = AppendedAsk {
+            leader_term: message.term,
+            index: last.map_or(message.index, |entry| entry.index),
+            entry_term: last.map_or(message.log_term, |entry| entry.term),
+        };
         if let Err(error) = self.raw.step(message) {
             return Err(error.to_string());
         }
-        if appends && wants_appended && self.raw.raft.term == last.1 {
-            self.wants_appended = Some(last);
+        if appends && wants_appended {
+            self.wants_appended = Some(asked);
         }
         self.settle(effects);
         Ok(())
@@ -357,7 +377,7 @@ impl Core {
         let token = proposal.token;
         let (kind, data, acks) = match proposal.body {
             ProposalBody::Batch { batch, header, acks } => {
-                if self.answer_duplicate(token, &header, acks, effects)? {
+                if self.answer_duplicate(token, &header, acks, draft, effects)? {
                     return Ok(());
                 }
                 draft.check_room(batch.len() as u64, self.raw.raft.uncommitted_size() as u64)?;
@@ -377,6 +397,14 @@ impl Core {
                 };
                 draft.waiters.push(waiter);
                 return Ok(());
+            }
+            ProposalBody::Command(command) if command.len() > COMMAND_BYTES_MAX => {
+                return Err(BrokerError::TooLarge {
+                    what: "metadata command",
+                    bytes: command.len() as u64,
+                    bytes_max: COMMAND_BYTES_MAX as u64,
+                    setting: "fixed",
+                });
             }
             ProposalBody::Command(command) => (EntryKind::Command, command, Acks::QuorumFsync),
             ProposalBody::AdvanceLogStart(offset) => {
@@ -421,6 +449,7 @@ impl Core {
         token: u64,
         header: &BatchHeader,
         acks: Acks,
+        draft: &mut Draft,
         effects: &mut Effects,
     ) -> Result<bool, BrokerError> {
         let Derived::Partition(producers) = &self.derived else {
@@ -438,11 +467,15 @@ impl Core {
         };
         // An original of an earlier term cannot be counted towards a quorum in this one: it is answered when committed.
         let acks = if original.term == self.raw.raft.term { acks } else { Acks::QuorumFsync };
-        if original.index <= self.committed || acks == Acks::Leader {
+        let index = original.index;
+        let waiter = Waiter { token, index, acks, appended, applies: false };
+        if index > self.log.last_index() {
+            // Its original is in this very draft, and shares its fate.
+            draft.waiters.push(waiter);
+        } else if index <= self.committed || acks == Acks::Leader {
             effects.answers.push((token, Ok(Answer::Appended(appended))));
         } else {
-            let index = original.index;
-            self.waiters.insert(Waiter { token, index, acks, appended, applies: false });
+            self.waiters.insert(waiter);
         }
         Ok(true)
     }
@@ -546,6 +579,13 @@ impl Core {
         Some(best)
     }
 
+    /// Answers everyone who still waits: the replica is about to go.
+    pub(crate) fn abandon(&mut self, effects: &mut Effects) {
+        self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
+            why: "the replica was removed; was its topic deleted?",
+        });
+    }
+
     /// Takes this replica out of service: it neither votes nor acknowledges any more, and says why. Its data stays.
     pub(crate) fn quarantine(&mut self, why: String) {
         if self.broken.is_none() {
@@ -559,13 +599,17 @@ impl Core {
         self.follow_role(effects);
         self.handle_ready(effects);
         self.follow_role(effects);
-        let damage = self.raw.store().damage.borrow_mut().take();
-        if let Some(damage) = damage {
-            self.quarantine(format!("the log cannot be read: {damage}"));
-        }
         if let Some(why) = &self.broken {
             let why = why.clone();
             self.waiters.fail_all(effects, || BrokerError::Quarantined { why: why.clone() });
+        }
+    }
+
+    /// Quarantines the replica if raft met something unreadable in the log.
+    fn notice_damage(&mut self) {
+        let damage = self.raw.store().damage.borrow_mut().take();
+        if let Some(damage) = damage {
+            self.quarantine(format!("the log cannot be read: {damage}"));
         }
     }
 

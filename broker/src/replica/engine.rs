@@ -206,6 +206,14 @@ impl Engine {
         new: NewReplica,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<PartitionHandle, ReplicaError> {
+        if self.inner.saved.lock().contains_key(&new.group) {
+            // The journal remembers terms and votes of it. Begun anew, it would forget what it promised.
+            return Err(ReplicaError::State(format!(
+                "replica {} was in service here and its directory {} is gone; restore it, or have the cluster replace the replica",
+                new.replica,
+                self.group_dir(new.group).display()
+            )));
+        }
         let config = self.core_config(new.group, &new.settings, machine);
         let birth = Birth {
             group: new.group,

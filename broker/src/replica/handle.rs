@@ -14,22 +14,9 @@ use highwater_storage::{LogReader, StorageError, StoredEntry};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::core::{Answer, Follower, ProposalBody, Visible};
+use super::core::{Answer, Appended, Follower, ProposalBody, Visible};
 use super::inbox::{Inbox, Input};
 use crate::error::BrokerError;
-
-/// A batch that reached the durability asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Appended {
-    /// Offset of the first record.
-    pub base_offset: u64,
-    /// The leader epoch it was appended in.
-    pub leader_epoch: u64,
-    /// It had been written before; `base_offset` is the original's.
-    pub duplicate: bool,
-    /// When the leader appended it, in milliseconds since the Unix epoch.
-    pub append_time_ms: i64,
-}
 
 /// The answer to one append, in the future. Dropping it gives up the answer, not the append.
 #[derive(Debug)]

@@ -20,6 +20,6 @@ mod simulation;
 mod syncer;
 mod worker;
 
-pub use self::core::StateMachine;
+pub use self::core::{Appended, StateMachine};
 pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
-pub use handle::{AppendTicket, Appended, PartitionHandle, PartitionStatus};
+pub use handle::{AppendTicket, PartitionHandle, PartitionStatus};

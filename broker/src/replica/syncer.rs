@@ -9,6 +9,7 @@ use std::sync::Arc;
 use highwater_proto::internal::ReplicaCheckpoint;
 use highwater_storage::{HardStateJournal, SyncPoint, sync_group};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 
 use super::checkpoint::SmallFiles;
 use super::inbox::{Inbox, Input};
@@ -30,12 +31,18 @@ struct Gathered {
     points: BTreeMap<u64, (u64, SyncPoint)>,
     journal: bool,
     checkpoints: Vec<(SmallFiles, ReplicaCheckpoint)>,
+    /// Groups that are gone: nothing of them is touched any more once this is answered.
+    removed: Vec<(u64, oneshot::Sender<()>)>,
     stop: bool,
 }
 
 impl Gathered {
     fn is_empty(&self) -> bool {
-        self.points.is_empty() && !self.journal && self.checkpoints.is_empty() && !self.stop
+        self.points.is_empty()
+            && !self.journal
+            && self.checkpoints.is_empty()
+            && self.removed.is_empty()
+            && !self.stop
     }
 }
 
@@ -63,6 +70,14 @@ impl SyncQueue {
         }
         gathered.journal |= request.journal;
         gathered.checkpoints.extend(request.checkpoints);
+        self.arrived.notify_one();
+    }
+
+    /// A replica is gone; answered when no sync of it is running or waiting.
+    pub(crate) fn remove(&self, group: u64, done: oneshot::Sender<()>) {
+        let mut gathered = self.gathered.lock();
+        gathered.points.remove(&group);
+        gathered.removed.push((group, done));
         self.arrived.notify_one();
     }
 
@@ -110,6 +125,9 @@ impl Syncer {
                 .map(|(group, (number, point))| Synced { group, number, point })
                 .collect();
             self.inbox.push(Input::Synced(synced));
+            for (_, done) in gathered.removed {
+                let _ = done.send(());
+            }
             for (files, checkpoint) in &gathered.checkpoints {
                 // Derived state: without it, an older one and more of the log do as well.
                 if let Err(error) = files.store_checkpoint(checkpoint) {

@@ -138,10 +138,9 @@ impl Worker {
             }
             Input::Remove { group, done } => {
                 if let Some(replica) = self.replicas.remove(&group) {
-                    // Whoever waits for records of it is told to look again.
-                    replica.shared.visible.send_modify(|visible| visible.is_leader = false);
+                    self.abandon(replica);
                 }
-                let _ = done.send(());
+                self.sync_queue.remove(group, done);
             }
             Input::Configure { group, settings } => {
                 if let Some(replica) = self.replicas.get_mut(&group) {
@@ -157,6 +156,18 @@ impl Worker {
             Input::Unreachable { node } => self.unreachable(node),
             Input::Stop => {}
         }
+    }
+
+    /// Tells everyone who waits for a replica that it is gone.
+    fn abandon(&mut self, mut replica: Replica) {
+        replica.core.abandon(&mut replica.effects);
+        for proposal in replica.proposals {
+            let refusal = BrokerError::NotLeader { leader: None };
+            replica.effects.answers.push((proposal.token, Err(refusal)));
+        }
+        self.answer(replica.effects.answers);
+        // Whoever waits for records of it is told to look again.
+        replica.shared.visible.send_modify(|visible| visible.is_leader = false);
     }
 
     /// Calls a core and marks it for this burst's flush.
@@ -271,6 +282,10 @@ impl Worker {
                 send(&*self.outbox, &self.metrics, &self.inbox, node, batch, size);
             }
         }
+        self.answer(answers);
+    }
+
+    fn answer(&mut self, answers: Vec<(u64, Result<Answer, BrokerError>)>) {
         let now = self.clock.monotonic();
         for (token, answer) in answers {
             if let Some((waiting, since)) = self.answers.remove(&token) {

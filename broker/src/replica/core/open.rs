@@ -87,8 +87,11 @@ impl Core {
         if let Some(parent) = config.dir.parent() {
             disk.sync_dir(parent).map_err(io("sync the parent of"))?;
         }
-        let members =
-            ConfState { voters: birth.voters.keys().copied().collect(), ..ConfState::default() };
+        let members = ConfState {
+            voters: birth.voters.keys().copied().collect(),
+            learners: birth.learners.keys().copied().collect(),
+            ..ConfState::default()
+        };
         let start =
             LogStart { first_index: INITIAL_INDEX + 1, prev_term: INITIAL_TERM, next_offset: 0 };
         drop(Log::create(Arc::clone(&disk), &config.dir, start, config.log.clone())?);
@@ -199,6 +202,7 @@ impl Core {
             committed_before: [0; 2],
             ticks: 0,
             elections: 0,
+            state_unsaved: false,
             broken: None,
         };
         core.follow_role(&mut super::Effects::default());

@@ -20,6 +20,8 @@ use crate::replica::raft_log::decode_snapshot;
 const COMMANDS_PER_CHECKPOINT: u64 = 1024;
 /// What a frame takes beside its payload, at most.
 const FRAME_OVERHEAD_BYTES: u64 = 128;
+/// Kept free in the active segment for entries that raft adds by itself, so that a full disk does not stop an election.
+const SLACK_BYTES: u64 = 8 << 10;
 
 impl Core {
     /// Handles everything that is ready. Called after every change, so that between calls all of raft's log is in the log.
@@ -29,14 +31,17 @@ impl Core {
             if let Err(error) = self.handle_one(ready, effects) {
                 self.quarantine(format!("the log cannot be written: {error}"));
             }
+            self.notice_damage();
         }
+        self.notice_damage();
         self.follow_commit(effects);
     }
 
     fn handle_one(&mut self, mut ready: Ready, effects: &mut Effects) -> Result<(), StorageError> {
-        if !ready.snapshot().is_empty() {
-            self.install(ready.snapshot())?;
-        }
+        let installed = match ready.snapshot().is_empty() {
+            true => None,
+            false => self.install(ready.snapshot())?,
+        };
         let entries = ready.take_entries();
         if !entries.is_empty() {
             self.append(&entries, effects)?;
@@ -49,9 +54,21 @@ impl Core {
 
         let number = ready.number();
         let must_sync = ready.must_sync();
-        let messages = ready.take_persisted_messages();
+        let (unhurried, messages) = ready
+            .take_persisted_messages()
+            .into_iter()
+            .partition(|message| message.get_msg_type() == MessageType::MsgHeartbeatResponse);
+        // An answer to a heartbeat promises nothing about the log. Waiting for a slow disk it would cost a healthy leader its
+        // majority.
+        self.send(unhurried, false, effects);
         let committed = ready.take_committed_entries();
         self.raw.advance_append_async(ready);
+        if let Some(index) = installed {
+            // A snapshot is durable once installed. Raft must hear so at once: an election looks for entries behind `applied`,
+            // and those before the snapshot are gone. The messages of this Ready still wait for its hard state.
+            self.raw.on_persist_ready(number);
+            self.raw.advance_apply_to(index);
+        }
         if must_sync || !self.unpersisted.is_empty() {
             // Messages wait for this Ready *and* those before it: an answer may speak of entries that an earlier one brought.
             self.unpersisted.push_back(Unpersisted { number, messages });
@@ -138,6 +155,8 @@ impl Core {
     ) -> Result<(), StorageError> {
         let overhead =
             u64::try_from(entries).unwrap_or(u64::MAX).saturating_mul(FRAME_OVERHEAD_BYTES);
+        // Beside what is asked for there is always room for the small entries that raft itself adds.
+        let bytes = bytes.saturating_add(SLACK_BYTES);
         let needed = usize::try_from(bytes.saturating_add(overhead)).unwrap_or(usize::MAX);
         if self.log.will_roll(needed) && self.log.last_index() >= self.log.first_index() {
             effects.checkpoints.extend(self.partition_checkpoint());
@@ -229,15 +248,16 @@ impl Core {
 
     /// Tells the leader what is appended here, if it asked.
     fn report_appended(&mut self, effects: &mut Effects) {
-        let Some((index, term)) = self.wants_appended.take() else { return };
+        let Some(asked) = self.wants_appended.take() else { return };
         let raft = &self.raw.raft;
-        if raft.term == term && self.log.last_index() >= index && raft.leader_id != 0 {
+        let holds = self.log.reader().term(asked.index) == Some(asked.entry_term);
+        if raft.term == asked.leader_term && raft.leader_id != 0 && holds {
             effects.appended.push(AppendedAck {
                 group_id: self.group,
                 from_replica: self.replica,
                 to_replica: raft.leader_id,
-                term,
-                index,
+                term: asked.leader_term,
+                index: asked.index,
             });
         }
     }
@@ -271,7 +291,12 @@ impl Core {
             && last.index >= self.raw.store().snapshot.index + COMMANDS_PER_CHECKPOINT
         {
             let image = machine.image();
-            self.checkpoint_machine(image, last.index, last.term)?;
+            match self.checkpoint_machine(image, last.index, last.term) {
+                Err(error) if error.is_disk_full() => {
+                    tracing::warn!(group = self.group, %error, "no room for a checkpoint; trying again later");
+                }
+                outcome => outcome?,
+            }
         }
         Ok(())
     }
@@ -308,12 +333,23 @@ impl Core {
         let end = self.log.reader().end_offset(index).unwrap_or(self.high_watermark);
         self.state.log_start_offset = self.state.log_start_offset.max(offset.min(end));
         self.state.applied_index = index;
-        self.files.store_state(&self.state)?;
-        self.drop_prefix()
+        self.state_unsaved = true;
+        match self.drop_prefix() {
+            // Nothing is lost by waiting: the entry is in the log, and the next look at retention tries again.
+            Err(error) if error.is_disk_full() => {
+                tracing::warn!(group = self.group, %error, "the log's start will be saved when there is room");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// Drops sealed segments whose records are all below the start of the log.
     pub(crate) fn drop_prefix(&mut self) -> Result<(), StorageError> {
+        if self.state_unsaved {
+            self.files.store_state(&self.state)?;
+            self.state_unsaved = false;
+        }
         let log_start = self.state.log_start_offset;
         let applied = self.raw.raft.raft_log.applied.max(self.state.applied_index);
         let segments = self.log.segments();
@@ -365,13 +401,14 @@ impl Core {
     }
 
     /// Replaces log and derived state by a snapshot from the leader. Its checkpoint is durable before the log is reset to
-    /// it, and `open` finishes an installation that a crash interrupts after that.
-    fn install(&mut self, snapshot: &Snapshot) -> Result<(), StorageError> {
+    /// it, and `open` finishes an installation that a crash interrupts after that. Answers the index it stands at; `None` if it
+    /// cannot be used and the replica is quarantined.
+    fn install(&mut self, snapshot: &Snapshot) -> Result<Option<u64>, StorageError> {
         let checkpoint = match decode_snapshot(snapshot) {
             Ok(checkpoint) => checkpoint,
             Err(why) => {
                 self.quarantine(why);
-                return Ok(());
+                return Ok(None);
             }
         };
         tracing::info!(group = self.group, index = checkpoint.index, "installing a snapshot");
@@ -394,10 +431,11 @@ impl Core {
             Derived::Machine(machine) => {
                 if let Err(why) = machine.restore(&checkpoint.state_machine) {
                     self.quarantine(why);
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }
+        self.state_unsaved = false;
         self.ends.clear();
         self.append_time_ms = checkpoint.append_time_ms;
         self.committed = checkpoint.index;
@@ -405,6 +443,6 @@ impl Core {
         let store = self.raw.mut_store();
         store.members = members.clone();
         store.snapshot = checkpoint;
-        Ok(())
+        Ok(Some(self.committed))
     }
 }

@@ -9,7 +9,19 @@ use highwater_proto::v1::Acks;
 
 use super::Effects;
 use crate::error::BrokerError;
-use crate::replica::handle::Appended;
+
+/// A batch that reached the durability asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Offset of the first record.
+    pub base_offset: u64,
+    /// The leader epoch it was appended in.
+    pub leader_epoch: u64,
+    /// It had been written before; `base_offset` is the original's.
+    pub duplicate: bool,
+    /// When the leader appended it, in milliseconds since the Unix epoch.
+    pub append_time_ms: i64,
+}
 
 /// What a proposal came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use highwater_proto::batch::BatchView;
 
-use super::super::core::Core;
-use super::super::handle::Appended;
+use crate::replica::core::{Appended, Core};
 
 /// An entry as every replica must hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -172,7 +172,6 @@ pub(crate) fn to_raft_entry(stored: &StoredEntry) -> Entry {
 pub(crate) fn stamp(data: &[u8], base_offset: u64, term: u64) -> [u8; 16] {
     let base_offset = i64::try_from(base_offset).unwrap_or(i64::MAX);
     // Kafka's field has 32 bits; a term beyond them keeps its low ones, and the frame holds all 64.
-    #[expect(clippy::cast_possible_truncation, reason = "the mask keeps it within 31 bits")]
     let epoch = (term & 0x7fff_ffff) as i32;
     batch::stamped_prefix(data, base_offset, epoch)
 }

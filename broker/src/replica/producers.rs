@@ -129,7 +129,7 @@ impl Producers {
             .map(|(id, producer)| ProducerImage {
                 producer_id: *id,
                 epoch: i32::from(producer.epoch),
-                batches: producer.batches.iter().map(Produced::to_image).collect(),
+                batches: producer.batches.iter().copied().map(Produced::to_image).collect(),
             })
             .collect()
     }
@@ -183,7 +183,7 @@ impl Produced {
         }
     }
 
-    fn to_image(&self) -> ProducedBatch {
+    fn to_image(self) -> ProducedBatch {
         ProducedBatch {
             first_sequence: self.first_sequence,
             last_sequence: self.last_sequence,

@@ -14,11 +14,10 @@ pub(crate) fn check(core: &mut Core, settings: &PartitionSettings, now_ms: i64) 
     let log = core.log_mut();
     if let (Some(age), Some(since)) = (settings.segment_ms, log.active_since_ms())
         && now_ms.saturating_sub(since) > age
+        && let Err(error) = log.roll()
     {
-        if let Err(error) = log.roll() {
-            tracing::warn!(group = core.group(), %error, "a segment could not be rolled; trying again later");
-            return None;
-        }
+        // On a full disk what follows may make the room that this needs.
+        tracing::warn!(group = core.group(), %error, "a segment could not be rolled; trying again later");
     }
     if let Err(error) = core.drop_prefix() {
         tracing::warn!(group = core.group(), %error, "old segments could not be dropped; trying again later");

@@ -22,6 +22,8 @@ const OURS: &[(&str, &[&str])] = &[
     ("examples", &["client"]),
     // The micro-benchmarks measure the codec and the log themselves.
     ("bench", &["client", "proto", "storage"]),
+    // A workspace of its own, because it needs a nightly compiler.
+    ("fuzz", &["proto", "storage"]),
 ];
 
 /// Crates from outside that a crate of ours must not know.

@@ -8,7 +8,7 @@
 //! after any one of the writes to it, or as it was before them all; a size is one of those the file had; and any subset of
 //! the changes of names happened, in order.
 //!
-//! Compiled by `scripts/power-loss` with rustc alone; `rebuild --help` says how it is called.
+//! Compiled by `scripts/power-loss` with rustc alone. `docs/power-loss.md` explains the test; USAGE says how this is called.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};

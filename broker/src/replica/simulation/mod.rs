@@ -65,7 +65,7 @@ struct Running {
 
 /// A message on its way.
 enum Packet {
-    Raft { message: RaftMessage, wants_appended: bool },
+    Raft { message: Box<RaftMessage>, wants_appended: bool },
     Appended(AppendedAck),
 }
 
@@ -294,7 +294,7 @@ impl World {
         }
         for outbound in messages {
             let (to, wants_appended) = (outbound.message.to - 100, outbound.wants_appended);
-            let message = convert::to_wire(outbound.message);
+            let message = Box::new(convert::to_wire(outbound.message));
             self.send(node, to, Packet::Raft { message, wants_appended });
         }
         for ack in appended {
@@ -338,7 +338,7 @@ impl World {
             }
             match packet {
                 Packet::Raft { message, wants_appended } => {
-                    let message = convert::from_wire(message).expect("peers send what is valid");
+                    let message = convert::from_wire(*message).expect("peers send what is valid");
                     self.with(to, |core, effects| {
                         // A refusal is an answer too: messages for a past membership, for example.
                         let _ = core.step(message, wants_appended, effects);

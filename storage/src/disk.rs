@@ -6,9 +6,10 @@
 mod real;
 mod sim;
 
+use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
@@ -44,6 +45,23 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     }
 }
 
+/// Tells whether anybody still holds an open file or a slice that was read from it.
+#[derive(Clone, Debug)]
+pub struct Lease(Weak<dyn Any + Send + Sync>);
+
+impl Lease {
+    /// A lease that lasts as long as `held` or a clone of it lives.
+    pub fn new<T: Any + Send + Sync>(held: &Arc<T>) -> Self {
+        let held: Arc<dyn Any + Send + Sync> = Arc::<T>::clone(held);
+        Self(Arc::downgrade(&held))
+    }
+
+    /// False once the file is closed and all its slices are gone, for good.
+    pub fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 /// An open file.
 pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// Length in bytes, allocated space included.
@@ -61,6 +79,11 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// The result of a mapped file is a slice that keeps the mapping alive: no copy. Whoever asks for a
     /// range promises not to write to it while the result lives.
     fn read(&self, offset: u64, len: usize) -> io::Result<Bytes>;
+    /// Who holds this file or slices of it; `None` if the disk cannot tell. Only a file that nobody
+    /// holds is ever written over.
+    fn lease(&self) -> Option<Lease> {
+        None
+    }
     /// Makes the bytes written so far durable.
     fn sync(&self) -> io::Result<()>;
     /// Which file system the file is on, if that can be synced as a whole.

@@ -15,12 +15,12 @@ mod log;
 mod mapping;
 mod small_file;
 
-pub use disk::{Disk, DiskFile, RealDisk, SimDisk, SimOp};
+pub use disk::{Disk, DiskFile, Lease, RealDisk, SimDisk, SimOp};
 pub use error::StorageError;
 pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
 pub use identity::{DirLock, Identity};
 pub use log::{
-    EntryMeta, Epoch, Log, LogOptions, LogReader, LogStart, RecoveryReport, SegmentInfo,
+    EntryMeta, Epoch, Log, LogOptions, LogReader, LogStart, RecoveryReport, SegmentInfo, SparePool,
     StoredEntry, SyncPoint, sync_group,
 };
 pub use small_file::{read_small_file, write_small_file};

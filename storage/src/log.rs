@@ -11,6 +11,7 @@ mod index;
 mod reader;
 mod recovery;
 mod segment;
+mod spare;
 mod state;
 mod sync;
 mod types;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub(crate) use frame::mix;
 pub use reader::LogReader;
+pub use spare::SparePool;
 pub use sync::{SyncPoint, sync_group};
 pub use types::{EntryMeta, Epoch, LogOptions, LogStart, RecoveryReport, SegmentInfo, StoredEntry};
 
@@ -33,6 +35,7 @@ use crate::small_file::write_small_file;
 use frame::{FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, frame_bytes, padding};
 use index::{Points, SparsePoint};
 use segment::{CreateFailure, Scan, Segment};
+use spare::Spare;
 use state::{SegmentEntry, Shared, State};
 
 /// The file that says which segment the log begins with, once older ones were dropped.
@@ -54,6 +57,8 @@ pub struct Log {
     /// Sealed segments that are not known to be durable to their ends, oldest first.
     sealed_unsynced: VecDeque<(Arc<Segment>, Arc<dyn DiskFile>)>,
     next_sequence: u64,
+    /// The file of a segment that was dropped, for the next one.
+    spare: Option<Spare>,
     durable_index: u64,
     /// Counts truncations and resets.
     generation: u64,
@@ -102,6 +107,7 @@ impl Log {
             start,
             durable_index: start.first_index - 1,
             resets: true,
+            recycled: false,
         };
         let active =
             Active::create(&*disk, dir, header, &options).map_err(|failure| failure.error)?;
@@ -145,6 +151,7 @@ impl Log {
             active,
             sealed_unsynced: VecDeque::new(),
             next_sequence,
+            spare: None,
             durable_index,
             generation: 0,
             dir_version: 0,
@@ -203,7 +210,8 @@ impl Log {
         let len = u32::try_from(bytes).ok().filter(|len| *len <= bytes_max);
         let len = len.ok_or(StorageError::PayloadTooLarge { bytes, bytes_max })?;
         let state = self.shared.state.read();
-        if meta.index != state.next_index {
+        // The greatest number is never an entry's: the one after it has to exist.
+        if meta.index != state.next_index || meta.index == u64::MAX {
             return Err(StorageError::OutOfSequence {
                 expected: state.next_index,
                 got: meta.index,
@@ -302,9 +310,18 @@ impl Log {
             start,
             durable_index: self.durable_index.min(start.first_index - 1),
             resets,
+            recycled: false,
         };
         // Whatever becomes of the attempt, the number is used up.
         self.next_sequence += 1;
+        if let Some(spare) = self.spare.take() {
+            let header = SegmentHeader { recycled: true, ..header };
+            let reused = Active::reuse(&*self.shared.disk, &self.dir, spare, header, &self.options);
+            // What went wrong with the old file need not go wrong with a new one.
+            if !matches!(&reused, Err(failure) if !failure.header_written) {
+                return reused;
+            }
+        }
         Active::create(&*self.shared.disk, &self.dir, header, &self.options)
     }
 
@@ -444,6 +461,9 @@ impl Log {
         self.sealed_unsynced
             .retain(|(segment, _)| gone.iter().all(|e| !Arc::ptr_eq(&e.segment, segment)));
         let freed = gone.iter().map(|entry| entry.info.bytes).sum();
+        // Only here: the start file says for good that these files count for nothing. What a truncation
+        // or reset drops might count again if its new segment were lost.
+        self.keep_spare(&gone);
         self.remove_segments(&gone);
         Ok(freed)
     }
@@ -469,8 +489,26 @@ impl Log {
     fn remove_segments(&self, gone: &[SegmentEntry]) {
         self.shared.forget(gone);
         for entry in gone {
+            entry.segment.retire();
             let _ = self.shared.disk.remove_file(&entry.segment.index_path());
             let _ = self.shared.disk.remove_file(&entry.segment.path);
+        }
+    }
+
+    /// Keeps the file of one of the segments that left the log, if nobody holds any of it.
+    fn keep_spare(&mut self, gone: &[SegmentEntry]) {
+        if self.spare.is_some() {
+            return;
+        }
+        self.shared.forget(gone);
+        let Some(pool) = &self.options.spares else { return };
+        let bytes_min = self.options.segment_bytes / 2;
+        let nobodys = |entry: &&SegmentEntry| {
+            let large = entry.info.bytes >= bytes_min;
+            large && entry.segment.retire()
+        };
+        if let Some(entry) = gone.iter().find(nobodys) {
+            self.spare = Spare::make(&*self.shared.disk, pool, &entry.segment.path);
         }
     }
 
@@ -619,14 +657,35 @@ impl Active {
     ) -> Result<Self, CreateFailure> {
         let path = dir.join(segment::file_name(header.sequence, header.start.first_index));
         let file = segment::create_file(disk, &path, &header, options)?;
+        Ok(Self::begin(path, file, header, options))
+    }
+
+    fn reuse(
+        disk: &dyn Disk,
+        dir: &Path,
+        spare: Spare,
+        header: SegmentHeader,
+        options: &LogOptions,
+    ) -> Result<Self, CreateFailure> {
+        let path = dir.join(segment::file_name(header.sequence, header.start.first_index));
+        let file = segment::reuse_file(disk, spare.path(), &path, &header, options)?;
+        Ok(Self::begin(path, file, header, options))
+    }
+
+    fn begin(
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        header: SegmentHeader,
+        options: &LogOptions,
+    ) -> Self {
         let opened = Some((Arc::clone(&file), Points::default()));
-        Ok(Self {
+        Self {
             segment: Arc::new(Segment::new(path, header, opened)),
             file,
             position: SEGMENT_HEADER_BYTES as u64,
             bytes_max: options.segment_bytes,
             since_ms: None,
-        })
+        }
     }
 
     fn is_empty(&self) -> bool {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::disk::Lease;
+
 /// A shared, read-only mapping of a file from its first byte, possibly longer than the file is yet.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -27,6 +29,11 @@ impl Mapping {
     /// Length of the mapping in bytes; the file may be shorter.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Held by this mapping and its slices.
+    pub(crate) fn lease(&self) -> Lease {
+        Lease::new(&self.map)
     }
 
     /// A slice that keeps the mapping alive. The caller has checked that the file reaches
@@ -52,7 +59,8 @@ impl AsRef<[u8]> for Slice {
         // bytes are below the file's allocated length (the caller's promise, checked by `RealDisk`
         // against a length that only grows), so that no page of it is missing. No reference to bytes
         // that may still change is made: the log asks only for bytes below its published tail, which
-        // it never writes again (`DiskFile::read` states it).
+        // it never writes again (`DiskFile::read` states it) unless it is told by the file's lease that
+        // neither this slice nor any other of the file is left (`Segment::retire`).
         // Weak points, all outside of the compiler's sight: another process that shortens the file
         // makes an access fault (SIGBUS), one that writes to it changes bytes under a `&[u8]`, and a
         // read error of the device is a fault too. The directory lock and the rule that a file is

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 
-use super::{Disk, DiskFile, check_range};
+use super::{Disk, DiskFile, Lease, check_range};
 use crate::mapping::Mapping;
 
 /// The most slices the kernel takes in one `pwritev`.
@@ -227,6 +227,10 @@ impl DiskFile for RealFile {
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         check_range(offset as u64, len, mapping.len() as u64)?;
         Ok(mapping.slice(offset, len))
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        self.mapping.as_ref().map(Mapping::lease)
     }
 
     fn sync(&self) -> io::Result<()> {

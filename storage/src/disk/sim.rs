@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Disk, DiskFile, check_range};
+use super::{Disk, DiskFile, Lease, check_range};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -414,7 +414,7 @@ impl Disk for SimDisk {
 
 impl SimDisk {
     fn handle(&self, boot: u64, inode: u64) -> Arc<dyn DiskFile> {
-        Arc::new(SimFile { disk: Arc::clone(&self.state), boot, inode })
+        Arc::new(SimFile { disk: Arc::clone(&self.state), boot, inode, held: Arc::new(()) })
     }
 }
 
@@ -423,6 +423,20 @@ struct SimFile {
     disk: Arc<Mutex<State>>,
     boot: u64,
     inode: u64,
+    /// Shared with every slice, as the mapping of a real file is.
+    held: Arc<()>,
+}
+
+/// What was read, and a share in the file it is from.
+struct SimSlice {
+    bytes: Vec<u8>,
+    _held: Arc<()>,
+}
+
+impl AsRef<[u8]> for SimSlice {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl DiskFile for SimFile {
@@ -468,7 +482,11 @@ impl DiskFile for SimFile {
         check_range(offset, len, file.volatile.len)?;
         let mut bytes = vec![0; len];
         file.volatile.read(offset, &mut bytes);
-        Ok(bytes.into())
+        Ok(Bytes::from_owner(SimSlice { bytes, _held: Arc::clone(&self.held) }))
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        Some(Lease::new(&self.held))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -14,6 +14,7 @@ const FRAME_VERSION: u8 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"HWSEGMT\0";
 const SEGMENT_VERSION: u32 = 1;
 const FLAG_RESETS: u32 = 1;
+const FLAG_RECYCLED: u32 = 2;
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(8));
 const _: () = assert!(SEGMENT_HEADER_BYTES.is_multiple_of(8) && SEGMENT_HEADER_BYTES <= 512);
@@ -146,6 +147,8 @@ pub(super) struct SegmentHeader {
     pub(super) durable_index: u64,
     /// The log begins here: segments with a lower sequence have no part in it.
     pub(super) resets: bool,
+    /// The file held another segment before: what stands behind the last frame may be that one's.
+    pub(super) recycled: bool,
 }
 
 /// What a segment file begins with.
@@ -169,7 +172,9 @@ impl SegmentHeader {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         put(&mut bytes, 0, &SEGMENT_MAGIC);
         put(&mut bytes, 8, &SEGMENT_VERSION.to_le_bytes());
-        put(&mut bytes, 12, &(if self.resets { FLAG_RESETS } else { 0 }).to_le_bytes());
+        let resets = if self.resets { FLAG_RESETS } else { 0 };
+        let recycled = if self.recycled { FLAG_RECYCLED } else { 0 };
+        put(&mut bytes, 12, &(resets | recycled).to_le_bytes());
         put(&mut bytes, 16, &self.log_identity.to_le_bytes());
         put(&mut bytes, 24, &self.sequence.to_le_bytes());
         put(&mut bytes, 32, &self.start.first_index.to_le_bytes());
@@ -206,6 +211,7 @@ impl SegmentHeader {
             },
             durable_index: u64_at(bytes, 56),
             resets: u32_at(bytes, 12) & FLAG_RESETS != 0,
+            recycled: u32_at(bytes, 12) & FLAG_RECYCLED != 0,
         };
         if version == 0 || header.start.first_index == 0 {
             return DecodedSegmentHeader::Damaged;
@@ -263,6 +269,7 @@ mod tests {
             start: LogStart { first_index: 8, prev_term: 2, next_offset: 50 },
             durable_index: 7,
             resets: true,
+            recycled: false,
         }
     }
 

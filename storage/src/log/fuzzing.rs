@@ -29,6 +29,7 @@ fn options() -> LogOptions {
         payload_bytes_max: 4096,
         index_interval_bytes: 256,
         allocate_step_bytes: 4096,
+        spares: None,
     }
 }
 
@@ -98,6 +99,7 @@ fn write_segment(disk: &SimDisk, sequence: u64, input: &mut Input<'_>) {
         },
         durable_index: next.durable_index,
         resets: sequence == 1 || shape & 1 == 1,
+        recycled: shape & 0x0e == 0x0c,
     };
     next.meta.index = header.start.first_index;
     next.identity = header.identity();

@@ -223,7 +223,9 @@ impl LogReader {
         let file = match entry.segment.file(&*self.shared.disk) {
             Ok(file) => file,
             // Retention was faster than this reader.
-            Err(_) if !self.shared.disk.exists(&entry.segment.path) => {
+            Err(_)
+                if entry.segment.is_retired() || !self.shared.disk.exists(&entry.segment.path) =>
+            {
                 return Err(StorageError::Compacted { first_index: self.first_index() });
             }
             Err(error) => return Err(error),

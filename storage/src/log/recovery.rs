@@ -16,6 +16,7 @@ use super::frame::{
 };
 use super::index;
 use super::segment::{self, Cursor, Scan, Segment, parse_file_name};
+use super::spare::is_spare;
 use super::state::State;
 use super::types::{LogOptions, LogStart, RecoveryReport};
 use super::{Active, Log, START_FILE, START_MAGIC, START_VERSION};
@@ -36,7 +37,8 @@ pub(super) fn prepare_creation(disk: &dyn Disk, dir: &Path) -> Result<u64, Stora
             }
             next_sequence = next_sequence.max(sequence.saturating_add(1));
             leftovers.push(path);
-        } else if name == START_FILE || parse_file_name(&name, "index").is_some() {
+        } else if name == START_FILE || is_spare(&name) || parse_file_name(&name, "index").is_some()
+        {
             leftovers.push(path);
         }
     }
@@ -319,8 +321,15 @@ impl<'a> Recovery<'a> {
             return Ok(None);
         }
         refuse_unknown_frame(candidate, &header, end_position)?;
-        let blank = segment::is_blank_from(&*candidate.file, end_position)
-            .io_context("read", &candidate.path)?;
+        let blank = if header.recycled {
+            // Behind the end stands what an earlier segment left. Without a frame of this one nothing is
+            // torn off that could come back.
+            segment::greatest_claim(&*candidate.file, header.identity(), end_position)
+                .map(|claim| claim.is_none())
+        } else {
+            segment::is_blank_from(&*candidate.file, end_position)
+        };
+        let blank = blank.io_context("read", &candidate.path)?;
         if blank && successor.is_none() {
             return Ok(None);
         }
@@ -410,7 +419,14 @@ impl<'a> Recovery<'a> {
             self.rebuilt.retain(|at| *at + 1 < self.whole.len());
             let resets = self.whole.is_empty();
             let durable_index = start.first_index - 1;
-            let header = SegmentHeader { log_identity, sequence, start, durable_index, resets };
+            let header = SegmentHeader {
+                log_identity,
+                sequence,
+                start,
+                durable_index,
+                resets,
+                recycled: false,
+            };
             let active = Active::create(self.disk, self.dir, header, self.options)
                 .map_err(|failure| failure.error)?;
             active.file.sync().io_context("sync", &active.segment.path)?;
@@ -497,7 +513,7 @@ fn remove_strays(disk: &dyn Disk, dir: &Path, names: &[String], state: &State) {
     let kept = |sequence| state.segments.iter().any(|e| e.segment.header.sequence == sequence);
     for name in names {
         let parsed = parse_file_name(name, "log").or_else(|| parse_file_name(name, "index"));
-        if parsed.is_some_and(|(sequence, _)| !kept(sequence)) {
+        if parsed.is_some_and(|(sequence, _)| !kept(sequence)) || is_spare(name) {
             let _ = disk.remove_file(&dir.join(name));
         }
     }

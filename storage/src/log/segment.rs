@@ -14,7 +14,7 @@ use super::frame::{
 };
 use super::index::{Points, SparsePoint};
 use super::types::{Epoch, LogOptions, LogStart, SegmentInfo};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Lease};
 use crate::error::{IoContext, StorageError};
 
 /// A new file gets so much space at first: an empty partition costs little.
@@ -27,10 +27,28 @@ const WINDOW_BYTES: u64 = 256 << 10;
 pub(super) struct Segment {
     pub(super) path: PathBuf,
     pub(super) header: SegmentHeader,
-    /// Open while the segment is active or was read lately.
-    file: Mutex<Option<Arc<dyn DiskFile>>>,
+    handle: Mutex<Handle>,
     /// The sparse index; loaded with the file, dropped with it.
     points: RwLock<Option<Arc<RwLock<Points>>>>,
+}
+
+/// A segment's way to its file.
+#[derive(Debug, Default)]
+struct Handle {
+    /// Open while the segment is active or was read lately.
+    file: Option<Arc<dyn DiskFile>>,
+    /// Of every time the file was opened, as far as somebody may still hold it; `None`: nobody can tell.
+    leases: Vec<Option<Lease>>,
+    /// The segment left the log: its file is not opened again.
+    retired: bool,
+}
+
+impl Handle {
+    fn open(&mut self, file: &Arc<dyn DiskFile>) {
+        self.leases.retain(|lease| lease.as_ref().is_none_or(Lease::is_held));
+        self.leases.push(file.lease());
+        self.file = Some(Arc::clone(file));
+    }
 }
 
 impl Segment {
@@ -41,7 +59,11 @@ impl Segment {
     ) -> Self {
         let (file, points) = opened.unzip();
         let points = points.map(|points| Arc::new(RwLock::new(points)));
-        Self { path, header, file: Mutex::new(file), points: RwLock::new(points) }
+        let mut handle = Handle::default();
+        if let Some(file) = &file {
+            handle.open(file);
+        }
+        Self { path, header, handle: Mutex::new(handle), points: RwLock::new(points) }
     }
 
     pub(super) fn identity(&self) -> u64 {
@@ -50,14 +72,31 @@ impl Segment {
 
     /// The file, opened now if it is not.
     pub(super) fn file(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, StorageError> {
-        let mut file = self.file.lock();
-        if let Some(file) = &*file {
+        let mut handle = self.handle.lock();
+        if let Some(file) = &handle.file {
             return Ok(Arc::clone(file));
+        }
+        if handle.retired {
+            return Err(io::Error::from(io::ErrorKind::NotFound)).io_context("open", &self.path);
         }
         // A sealed segment never grows: the length it has is all that needs mapping, and 1 asks for it.
         let opened = disk.open(&self.path, 1).io_context("open", &self.path)?;
-        *file = Some(Arc::clone(&opened));
+        handle.open(&opened);
         Ok(opened)
+    }
+
+    /// Closes the file for good. True if nobody holds it or a slice of it, nor ever will: then, and only
+    /// then, it may be written over.
+    pub(super) fn retire(&self) -> bool {
+        let mut handle = self.handle.lock();
+        handle.retired = true;
+        handle.file = None;
+        *self.points.write() = None;
+        handle.leases.iter().all(|lease| lease.as_ref().is_some_and(|lease| !lease.is_held()))
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.handle.lock().retired
     }
 
     /// The sparse index, if it is in memory.
@@ -73,7 +112,7 @@ impl Segment {
 
     /// Lets the file and the sparse index go; both come back when they are needed.
     pub(super) fn close(&self) {
-        *self.file.lock() = None;
+        self.handle.lock().file = None;
         *self.points.write() = None;
     }
 
@@ -149,6 +188,35 @@ pub(super) fn create_file(
             Err(failure)
         }
     }
+}
+
+/// Makes a file that held another segment the file of a new one. After a failure neither is left, as far as
+/// that is possible.
+pub(super) fn reuse_file(
+    disk: &dyn Disk,
+    spare: &Path,
+    path: &Path,
+    header: &SegmentHeader,
+    options: &LogOptions,
+) -> Result<Arc<dyn DiskFile>, CreateFailure> {
+    let open = || {
+        let file = disk.open(spare, capacity(options)).io_context("open", spare)?;
+        file.write_at(0, &[&header.encode()]).io_context("write", spare)?;
+        Ok(file)
+    };
+    // Under its old name the file counts for nothing, whatever is in it.
+    let result =
+        open().map_err(|error| CreateFailure { error, header_written: false }).and_then(|file| {
+            match disk.rename(spare, path).io_context("rename into place", path) {
+                Ok(()) => Ok(file),
+                Err(error) => Err(CreateFailure { error, header_written: true }),
+            }
+        });
+    if result.is_err() {
+        let _ = disk.remove_file(spare);
+        let _ = disk.remove_file(path);
+    }
+    result
 }
 
 /// A frame that was found.

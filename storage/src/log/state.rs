@@ -43,12 +43,11 @@ impl Shared {
         }
     }
 
-    /// Lets go of segments that left the log.
+    /// Lets go of segments that left the log; the caller retires them.
     pub(super) fn forget(&self, segments: &[SegmentEntry]) {
         let mut open = self.open_sealed.lock();
         for entry in segments {
             open.retain(|other| !Arc::ptr_eq(other, &entry.segment));
-            entry.segment.close();
         }
     }
 }

@@ -3,6 +3,7 @@
 mod model;
 mod read;
 mod recover;
+mod recycle;
 mod write;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ fn options() -> LogOptions {
         payload_bytes_max: 4096,
         index_interval_bytes: 256,
         allocate_step_bytes: 4096,
+        spares: Some(SparePool::new(1)),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use super::spare::SparePool;
+
 /// Everything about an entry but its payload and its base offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryMeta {
@@ -59,6 +61,9 @@ pub struct LogOptions {
     pub index_interval_bytes: u32,
     /// The most by which a file grows at once. The first step is small, and steps double up to this.
     pub allocate_step_bytes: u64,
+    /// From where the log may keep the file of one dropped segment for its next one; `None`: every file
+    /// is removed. All logs of a node share one pool.
+    pub spares: Option<SparePool>,
 }
 
 impl Default for LogOptions {
@@ -68,6 +73,7 @@ impl Default for LogOptions {
             payload_bytes_max: 8 << 20,
             index_interval_bytes: 16 << 10,
             allocate_step_bytes: 4 << 20,
+            spares: None,
         }
     }
 }

@@ -47,6 +47,7 @@ fn op() -> impl Strategy<Value = SimOp> {
         SimOp::Sync,
         SimOp::SyncDir,
         SimOp::Remove,
+        SimOp::Rename,
         SimOp::Read,
     ])
 }
@@ -60,7 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::MarkPoint),
         1 => Just(Step::Roll),
         2 => (1_u64..8).prop_map(Step::TruncateSuffix),
-        1 => (1_u64..12).prop_map(Step::TruncatePrefix),
+        3 => (1_u64..30).prop_map(Step::TruncatePrefix),
         1 => Just(Step::Reset),
         1 => Just(Step::Reopen),
         3 => any::<bool>().prop_map(|floor_known| Step::Crash { floor_known }),

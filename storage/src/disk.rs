@@ -37,6 +37,11 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     fn remove_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes all files and names below `root` durable in one step; false, and nothing done, if that cannot
+    /// be. All of it is on one file system.
+    fn sync_tree(&self, _root: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Makes the bytes of all `files` and the names in all `dirs` durable: the group sync. One by one
     /// unless the disk knows better.
     fn sync_many(&self, files: &[Arc<dyn DiskFile>], dirs: &[PathBuf]) -> io::Result<()> {

@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod index;
 mod reader;
 mod recovery;
+mod scrub;
 mod segment;
 mod spare;
 mod state;
@@ -25,8 +26,9 @@ use std::sync::Arc;
 
 pub(crate) use frame::mix;
 pub use reader::LogReader;
+pub use scrub::{Finding, ScrubStep};
 pub use spare::SparePool;
-pub use sync::{SyncPoint, sync_group};
+pub use sync::{Settled, SyncPoint, sync_group};
 pub use types::{EntryMeta, Epoch, LogOptions, LogStart, RecoveryReport, SegmentInfo, StoredEntry};
 
 use crate::disk::{Disk, DiskFile};
@@ -129,7 +131,18 @@ impl Log {
         options: LogOptions,
         durable_floor: u64,
     ) -> Result<(Self, RecoveryReport), StorageError> {
-        recovery::open(disk, dir, options, durable_floor)
+        recovery::open(disk, dir, options, durable_floor, false)
+    }
+
+    /// As `open`, without a sync of its own where `settled` covers `dir`: the way to open thousands of logs.
+    pub fn open_settled(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: LogOptions,
+        durable_floor: u64,
+        settled: &Settled,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        recovery::open(disk, dir, options, durable_floor, settled.covers(dir))
     }
 
     /// A log whose segments are all durable.

@@ -125,6 +125,16 @@ impl Disk for RealDisk {
         open_dir(dir)?.sync_all()
     }
 
+    fn sync_tree(&self, root: &Path) -> io::Result<bool> {
+        if !self.syncfs {
+            return Ok(false);
+        }
+        let dir = open_dir(root)?;
+        let anchor = self.anchor(dir.metadata()?.dev(), root)?;
+        rustix::fs::syncfs(&anchor.dir)?;
+        Ok(true)
+    }
+
     /// A few files one by one; many by `syncfs`, which makes the directories durable too.
     fn sync_many(&self, files: &[Arc<dyn DiskFile>], dirs: &[PathBuf]) -> io::Result<()> {
         if self.syncfs && files.len() + dirs.len() >= SYNCFS_FILES_MIN {

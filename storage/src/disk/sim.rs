@@ -410,6 +410,28 @@ impl Disk for SimDisk {
         state.durable.extend(names);
         Ok(())
     }
+
+    fn sync_tree(&self, _root: &Path) -> io::Result<bool> {
+        let mut state = self.state.lock();
+        state.check_failure(SimOp::Sync)?;
+        // As `syncfs` does, everything: names and files.
+        let inodes: Vec<u64> = state.files.keys().copied().collect();
+        inodes.into_iter().for_each(|inode| state.sync_inode(inode));
+        state.durable = state.volatile.clone();
+        Ok(true)
+    }
+}
+
+impl State {
+    fn sync_inode(&mut self, inode: u64) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        for page in std::mem::take(&mut file.dirty) {
+            if let Some(bytes) = file.volatile.pages.get(&page) {
+                file.durable.pages.insert(page, bytes.clone());
+            }
+        }
+        file.durable.len = file.volatile.len;
+    }
 }
 
 impl SimDisk {
@@ -492,13 +514,8 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
         state.check_failure(SimOp::Sync)?;
-        let file = state.handle(self.boot, self.inode)?;
-        for page in std::mem::take(&mut file.dirty) {
-            if let Some(bytes) = file.volatile.pages.get(&page) {
-                file.durable.pages.insert(page, bytes.clone());
-            }
-        }
-        file.durable.len = file.volatile.len;
+        state.handle(self.boot, self.inode)?;
+        state.sync_inode(self.inode);
         Ok(())
     }
 }

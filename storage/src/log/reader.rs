@@ -214,22 +214,17 @@ impl LogReader {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// A walk over a segment from where its sparse index says.
-    fn walk<'a>(
+    pub(super) fn walk<'a>(
         &self,
         entry: &'a SegmentEntry,
         seek: impl Fn(&Points) -> Option<u64>,
     ) -> Result<Walk<'a>, StorageError> {
-        let file = match entry.segment.file(&*self.shared.disk) {
-            Ok(file) => file,
-            // Retention was faster than this reader.
-            Err(_)
-                if entry.segment.is_retired() || !self.shared.disk.exists(&entry.segment.path) =>
-            {
-                return Err(StorageError::Compacted { first_index: self.first_index() });
-            }
-            Err(error) => return Err(error),
-        };
+        let file = self.file_of(entry)?;
         let points = match entry.segment.points() {
             Some(points) => points,
             None => self.load_points(entry, &file)?,
@@ -237,6 +232,19 @@ impl LogReader {
         let position = seek(&points.read()).unwrap_or(SEGMENT_HEADER_BYTES as u64);
         let cursor = Cursor::new(file, entry.segment.identity(), position, entry.info.bytes);
         Ok(Walk { entry, cursor, next_index: 0 })
+    }
+
+    /// The file of a segment; `Compacted` if it left the log meanwhile.
+    pub(super) fn file_of(&self, entry: &SegmentEntry) -> Result<Arc<dyn DiskFile>, StorageError> {
+        match entry.segment.file(&*self.shared.disk) {
+            // Retention was faster than this reader.
+            Err(_)
+                if entry.segment.is_retired() || !self.shared.disk.exists(&entry.segment.path) =>
+            {
+                Err(StorageError::Compacted { first_index: self.first_index() })
+            }
+            other => other,
+        }
     }
 
     /// The sparse index of a sealed segment: from its file, else from its frames.
@@ -308,7 +316,7 @@ impl Budget {
 }
 
 /// A walk over the frames of one segment that knows whom to blame.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     entry: &'a SegmentEntry,
     cursor: Cursor,
     /// The entry after the last one that was found; 0 before the first.
@@ -317,7 +325,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// The next frame; `None` where there should be one but is not.
-    fn next(&mut self) -> Result<Option<Found>, StorageError> {
+    pub(super) fn next(&mut self) -> Result<Option<Found>, StorageError> {
         let found = match self.cursor.next() {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
             other => other.io_context("read", &self.entry.segment.path)?,
@@ -331,7 +339,7 @@ impl Walk<'_> {
     }
 
     /// An entry whose payload passed its checksum.
-    fn verified(&self, found: Found) -> Result<StoredEntry, StorageError> {
+    pub(super) fn verified(&self, found: Found) -> Result<StoredEntry, StorageError> {
         if !found.payload_is_intact() {
             return Err(StorageError::corrupt(
                 &self.entry.segment.path,
@@ -346,7 +354,7 @@ impl Walk<'_> {
         })
     }
 
-    fn missing(&self, index: u64) -> StorageError {
+    pub(super) fn missing(&self, index: u64) -> StorageError {
         let index = index.max(self.entry.info.first_index);
         let detail = format!("no valid frame at byte {}", self.cursor.position());
         StorageError::corrupt(&self.entry.segment.path, index, detail)

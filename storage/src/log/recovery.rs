@@ -64,6 +64,7 @@ pub(super) fn open(
     dir: &Path,
     options: LogOptions,
     durable_floor: u64,
+    settled: bool,
 ) -> Result<(Log, RecoveryReport), StorageError> {
     let found = find_segments(&*disk, dir)?;
     let mut recovery = Recovery {
@@ -71,6 +72,7 @@ pub(super) fn open(
         dir,
         options: &options,
         durable_floor,
+        settled,
         report: RecoveryReport::default(),
         whole: Vec::new(),
         rebuilt: Vec::new(),
@@ -81,7 +83,9 @@ pub(super) fn open(
         let detail = format!("the log ends at {last_index}, but {durable_floor} had been durable");
         return Err(StorageError::corrupt(dir, last_index + 1, detail));
     }
-    disk.sync_dir(dir).io_context("sync directory", dir)?;
+    if !settled {
+        disk.sync_dir(dir).io_context("sync directory", dir)?;
+    }
     let (state, active) = recovery.settle(broken, found.log_identity, found.next_sequence)?;
     let next_sequence = found.next_sequence.max(active.segment.header.sequence + 1);
     recovery.write_rebuilt_indexes();
@@ -226,6 +230,8 @@ struct Recovery<'a> {
     dir: &'a Path,
     options: &'a LogOptions,
     durable_floor: u64,
+    /// What is on disk is all there is: nothing is left to sync.
+    settled: bool,
     report: RecoveryReport,
     whole: Vec<Whole<'a>>,
     /// Positions in `whole` of the segments that need an index file.
@@ -309,7 +315,9 @@ impl<'a> Recovery<'a> {
             return Ok(None);
         }
         // What the page cache holds and the disk does not must not be taken for durable.
-        candidate.file.sync().io_context("sync", &candidate.path)?;
+        if !self.settled {
+            candidate.file.sync().io_context("sync", &candidate.path)?;
+        }
         let scan = self.scan(candidate, &header, limit)?;
         let (end_index, end_position) = (scan.info.end_index, scan.info.bytes);
         self.report.frames_checked += scan.frames;

@@ -4,10 +4,11 @@
 //! that; never retries.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile};
+use crate::error::{IoContext, StorageError};
 
 /// What must be synced for everything appended so far to be durable.
 #[derive(Clone, Debug)]
@@ -37,6 +38,26 @@ impl SyncPoint {
     /// Makes this one point durable.
     pub fn sync(&self) -> io::Result<()> {
         sync_group(std::slice::from_ref(self))
+    }
+}
+
+/// Proof that everything below a directory was made durable at once, and by whom it may be relied on: nobody
+/// may have written there since.
+#[derive(Debug)]
+pub struct Settled {
+    root: Option<PathBuf>,
+}
+
+impl Settled {
+    /// Makes durable whatever the operating system holds for files below `root`, which are not in use, in
+    /// one step if the disk can; if not, this covers nothing, and every log syncs by itself.
+    pub fn below(disk: &dyn Disk, root: &Path) -> Result<Self, StorageError> {
+        let done = disk.sync_tree(root).io_context("sync the file system of", root)?;
+        Ok(Self { root: done.then(|| root.to_path_buf()) })
+    }
+
+    pub(super) fn covers(&self, dir: &Path) -> bool {
+        self.root.as_ref().is_some_and(|root| dir.starts_with(root))
     }
 }
 

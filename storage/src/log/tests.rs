@@ -4,6 +4,7 @@ mod model;
 mod read;
 mod recover;
 mod recycle;
+mod scrub;
 mod write;
 
 use std::sync::Arc;

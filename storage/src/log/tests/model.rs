@@ -24,6 +24,8 @@ enum Step {
     TruncatePrefix(u64),
     Reset,
     Reopen,
+    /// The same behind one sync of everything.
+    ReopenSettled,
     /// Opened again with or without knowing from elsewhere what had been durable.
     Crash {
         floor_known: bool,
@@ -64,6 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1_u64..30).prop_map(Step::TruncatePrefix),
         1 => Just(Step::Reset),
         1 => Just(Step::Reopen),
+        1 => Just(Step::ReopenSettled),
         3 => any::<bool>().prop_map(|floor_known| Step::Crash { floor_known }),
         1 => Just(Step::FullDisk),
         1 => op().prop_map(Step::FailAppend),
@@ -222,6 +225,17 @@ fn run(seed: u64, steps: Vec<Step>) {
                 log = open(&disk).0;
                 model.settle(&log);
                 assert!(log.last_index() + 1 >= next);
+            }
+            Step::ReopenSettled => {
+                drop(log);
+                let settled = Settled::below(&*disk, Path::new("data")).unwrap();
+                // It syncs nothing itself, unless a tail is cut.
+                sim.fail_next(SimOp::Sync, std::io::ErrorKind::Other);
+                let opened =
+                    Log::open_settled(Arc::clone(&disk), Path::new(DIR), options(), 0, &settled);
+                sim.clear_failures();
+                log = opened.unwrap_or_else(|_| open(&disk)).0;
+                model.settle(&log);
             }
             Step::Crash { floor_known } => {
                 drop(log);

@@ -373,10 +373,11 @@ impl Node {
 
     /// Puts the view together again.
     pub(super) fn refresh_view(&self) {
-        let metadata = self.inner.metadata.borrow().clone();
-        let leaders = self.inner.leadership.leaders();
         let mut peers_changed = false;
         self.inner.view.send_modify(|view| {
+            // Read under the view's lock: of two refreshes at once the later one sees no less than the earlier.
+            let metadata = self.inner.metadata.borrow().clone();
+            let leaders = self.inner.leadership.leaders();
             let new = metadata.view(leaders, view.version + 1);
             let addresses = |view: &ClusterView| -> Vec<(NodeId, String)> {
                 view.nodes.values().map(|n| (n.id, n.internal_address.clone())).collect()

@@ -84,13 +84,7 @@ impl Metadata {
         match &command.command {
             Some(Command::CreateTopic(create)) => self.create_topic(create),
             Some(Command::UpdateTopic(update)) => self.update_topic(update),
-            Some(Command::DeleteTopic(delete)) => match self.topics.remove(&delete.name) {
-                Some(topic) => {
-                    self.deleted_topic_ids.insert(topic.id.clone());
-                    MetadataOutcome::default()
-                }
-                None => unknown_topic(&delete.name),
-            },
+            Some(Command::DeleteTopic(delete)) => self.delete_topic(delete),
             Some(Command::NodeStarted(started)) => self.node_started(started),
             Some(Command::LeaseProducerIds(lease)) => {
                 let first_producer_id = self.next_producer_id;
@@ -143,6 +137,17 @@ impl Metadata {
             topic.config.remove(key);
         }
         topic.config.extend(update.set.clone());
+        MetadataOutcome::default()
+    }
+
+    fn delete_topic(&mut self, delete: &internal::DeleteTopic) -> MetadataOutcome {
+        let is_it = self.topics.get(&delete.name).is_some_and(|topic| topic.id == delete.id);
+        if is_it {
+            self.topics.remove(&delete.name);
+            self.deleted_topic_ids.insert(delete.id.clone());
+        } else if !self.deleted_topic_ids.contains(&delete.id) {
+            return unknown_topic(&delete.name);
+        }
         MetadataOutcome::default()
     }
 
@@ -291,9 +296,10 @@ impl StateMachine for MetadataMachine {
         outcome.encode_to_vec().into()
     }
 
-    fn restore(&mut self, image: &Bytes) -> Result<(), String> {
+    fn restore(&mut self, index: u64, image: &Bytes) -> Result<(), String> {
         let image = MetadataImage::decode(image.clone()).map_err(|error| error.to_string())?;
         self.state = Metadata::from_image(image);
+        self.state.applied_index = index;
         self.publish();
         Ok(())
     }
@@ -325,7 +331,7 @@ mod tests {
     fn machine() -> MetadataMachine {
         let mut machine = MetadataMachine::new(watch::Sender::new(Arc::default()));
         let image = Metadata::founded(&founding()).to_image().encode_to_vec();
-        machine.restore(&image.into()).unwrap();
+        machine.restore(5, &image.into()).unwrap();
         machine
     }
 
@@ -355,13 +361,17 @@ mod tests {
         let mut machine = machine();
         apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
         let first = machine.state.topics["a"].partitions[0].clone();
-        let delete = Command::DeleteTopic(internal::DeleteTopic { name: "a".into() });
-        assert_eq!(apply(&mut machine, 7, delete).reason, "");
+        let delete =
+            Command::DeleteTopic(internal::DeleteTopic { name: "a".into(), id: "id-1".into() });
+        assert_eq!(apply(&mut machine, 7, delete.clone()).reason, "");
         apply(&mut machine, 8, create("a", "id-2", &[1, 2, 3]));
         let second = machine.state.topics["a"].partitions[0].clone();
         assert!(second.group > first.group);
         assert!(second.replicas[0].0 > first.replicas[2].0);
         assert!(machine.state.deleted_topic_ids.contains("id-1"));
+        // The same delete, tried again because its first outcome was lost, leaves the new topic alone.
+        assert_eq!(apply(&mut machine, 9, delete).reason, "");
+        assert!(machine.state.topics.contains_key("a"));
     }
 
     #[test]
@@ -397,7 +407,7 @@ mod tests {
         assert_eq!(apply(&mut machine, 7, lease).first_producer_id, 1);
         let image = machine.image();
         let mut other = MetadataMachine::new(watch::Sender::new(Arc::default()));
-        other.restore(&image).unwrap();
+        other.restore(7, &image).unwrap();
         assert_eq!(other.image(), image);
         assert_eq!(other.state.next_producer_id, 11);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use highwater_proto::internal;
@@ -89,6 +89,22 @@ impl Node {
         Ok(view)
     }
 
+    /// Whether this node has applied all metadata there was when it started.
+    pub fn is_caught_up(&self) -> bool {
+        self.inner.registered.load(Ordering::Acquire)
+    }
+
+    /// What to say of a topic that is not in the view: a node that is still catching up after its start does not know
+    /// that it does not exist.
+    pub fn unknown_topic(&self, topic: &str) -> BrokerError {
+        if self.is_caught_up() {
+            return BrokerError::UnknownTopic { topic: topic.to_owned() };
+        }
+        BrokerError::NotReady {
+            why: "the node is still catching up with the cluster's metadata".into(),
+        }
+    }
+
     /// Changes whenever [`Node::view`] does.
     pub fn watch_view(&self) -> watch::Receiver<Arc<ClusterView>> {
         self.inner.view.subscribe()
@@ -120,7 +136,7 @@ impl Node {
             0 => check(false, "metadata", "no leader; a majority of the nodes must be up".into()),
             leader => check(true, "metadata", format!("led by node {leader}")),
         }
-        let registered = self.inner.registered.load(std::sync::atomic::Ordering::Acquire);
+        let registered = self.is_caught_up();
         let detail = if registered { "caught up" } else { "not caught up yet" };
         check(registered, "registration", detail.into());
         let (in_service, assigned) = self.replicas_in_service();
@@ -156,8 +172,11 @@ impl Node {
     ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
         let view = self.member_view()?;
         let Some(found) = view.topics.get(topic) else {
-            return Err(BrokerError::UnknownTopic { topic: topic.to_owned() });
+            return Err(self.unknown_topic(topic));
         };
+        if !topic_id.is_empty() && topic_id != found.id && !self.is_caught_up() {
+            return Err(self.unknown_topic(topic));
+        }
         if !topic_id.is_empty() && topic_id != found.id {
             return Err(BrokerError::TopicIdMismatch {
                 topic: topic.to_owned(),

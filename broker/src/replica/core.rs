@@ -53,8 +53,8 @@ const _: () = assert!(MESSAGE_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
 pub trait StateMachine: Send {
     /// Applies a committed command. Must depend on nothing but the state and the command.
     fn apply(&mut self, index: u64, command: &Bytes) -> Bytes;
-    /// Replaces the state by an image.
-    fn restore(&mut self, image: &Bytes) -> Result<(), String>;
+    /// Replaces the state by an image that was taken after the command at `index`.
+    fn restore(&mut self, index: u64, image: &Bytes) -> Result<(), String>;
     /// The whole state.
     fn image(&self) -> Bytes;
 }
@@ -188,6 +188,8 @@ pub(crate) struct Core {
     elections: u64,
     /// The file `replica` is behind `state`, because the disk was full.
     state_unsaved: bool,
+    /// The applied index that the file `replica` holds.
+    stored_applied: u64,
     broken: Option<String>,
 }
 

@@ -411,6 +411,7 @@ fn start_worker(
         next_token: 1,
         dirty: Vec::new(),
         ticks: 0,
+        dead: false,
         now: Duration::ZERO,
     };
     let syncer = Syncer {

@@ -47,6 +47,8 @@ pub(crate) enum Input {
 struct Waiting {
     inputs: Vec<Input>,
     message_bytes: usize,
+    /// The worker has ended: whoever asks is told so by the answer's sender being dropped.
+    closed: bool,
 }
 
 /// A queue with one consumer that always takes everything at once.
@@ -60,6 +62,9 @@ impl Inbox {
     /// Adds an input. Proposals are bounded by their callers' in-flight limits.
     pub(crate) fn push(&self, input: Input) {
         let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return;
+        }
         waiting.inputs.push(input);
         if waiting.inputs.len() == 1 {
             self.arrived.notify_one();
@@ -69,6 +74,9 @@ impl Inbox {
     /// Adds messages from a peer as far as they fit; answers how many were dropped.
     pub(crate) fn push_messages(&self, inputs: impl IntoIterator<Item = Input>) -> usize {
         let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return 0;
+        }
         let was_empty = waiting.inputs.is_empty();
         let mut dropped = 0;
         for input in inputs {
@@ -86,6 +94,13 @@ impl Inbox {
             self.arrived.notify_one();
         }
         dropped
+    }
+
+    /// Nobody takes anything any more.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.closed = true;
+        waiting.inputs.clear();
     }
 
     /// Takes everything, waiting for something for up to `timeout`.

@@ -2,19 +2,23 @@
 //!
 //! Owns: the rules. The leader proposes a new start of the log; every replica unlinks after applying it. Never: unlinks.
 
-use super::core::Core;
+use super::core::{Core, Effects};
 use super::engine::PartitionSettings;
 
 /// Rolls an old segment, drops what is below the start of the log already, and on the leader answers the start of the log to
 /// propose, if it should move.
-pub(crate) fn check(core: &mut Core, settings: &PartitionSettings, now_ms: i64) -> Option<u64> {
+pub(crate) fn check(
+    core: &mut Core,
+    settings: &PartitionSettings,
+    now_ms: i64,
+    effects: &mut Effects,
+) -> Option<u64> {
     if core.broken().is_some() || core.is_machine() {
         return None;
     }
-    let log = core.log_mut();
-    if let (Some(age), Some(since)) = (settings.segment_ms, log.active_since_ms())
+    if let (Some(age), Some(since)) = (settings.segment_ms, core.log_mut().active_since_ms())
         && now_ms.saturating_sub(since) > age
-        && let Err(error) = log.roll()
+        && let Err(error) = core.roll(effects)
     {
         // On a full disk what follows may make the room that this needs.
         tracing::warn!(group = core.group(), %error, "a segment could not be rolled; trying again later");

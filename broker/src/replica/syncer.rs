@@ -125,14 +125,14 @@ impl Syncer {
                 .map(|(group, (number, point))| Synced { group, number, point })
                 .collect();
             self.inbox.push(Input::Synced(synced));
-            for (_, done) in gathered.removed {
-                let _ = done.send(());
-            }
             for (files, checkpoint) in &gathered.checkpoints {
                 // Derived state: without it, an older one and more of the log do as well.
                 if let Err(error) = files.store_checkpoint(checkpoint) {
                     tracing::warn!(%error, "a checkpoint could not be written");
                 }
+            }
+            for (_, done) in gathered.removed {
+                let _ = done.send(());
             }
             if gathered.stop {
                 return;

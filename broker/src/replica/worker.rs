@@ -68,6 +68,8 @@ pub(crate) struct Worker {
     pub(crate) next_token: u64,
     pub(crate) dirty: Vec<u64>,
     pub(crate) ticks: u64,
+    /// A fault after which nothing may be promised any more.
+    pub(crate) dead: bool,
     /// When this burst began.
     pub(crate) now: Duration,
 }
@@ -85,6 +87,7 @@ impl Worker {
             for input in inputs.drain(..) {
                 if matches!(input, Input::Stop) {
                     self.finish();
+                    self.inbox.close();
                     return;
                 }
                 self.handle(input);
@@ -101,6 +104,10 @@ impl Worker {
             }
             self.propose();
             self.flush();
+            if self.dead {
+                self.inbox.close();
+                return;
+            }
         }
     }
 
@@ -216,7 +223,13 @@ impl Worker {
     fn retain(&mut self) {
         let now_ms = self.clock.wall_ms();
         for replica in self.replicas.values_mut() {
-            let proposal = retention::check(&mut replica.core, &replica.settings, now_ms);
+            let proposal = retention::check(
+                &mut replica.core,
+                &replica.settings,
+                now_ms,
+                &mut replica.effects,
+            );
+            mark(&mut self.dirty, replica);
             if let Some(offset) = proposal {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -276,6 +289,9 @@ impl Worker {
             answers.extend(effects.answers);
         }
         self.start_sync(request, &hard_states);
+        if self.dead {
+            return;
+        }
         for (node, batch) in batches {
             if !batch.messages.is_empty() || !batch.appended.is_empty() {
                 let size = bytes.get(&node).copied().unwrap_or(0);
@@ -302,6 +318,7 @@ impl Worker {
             if let Err(error) = self.journal.lock().put(hard_states) {
                 // Without it no vote may be cast and no entry of a new term acknowledged.
                 (self.fatal)(format!("the hard-state journal cannot be written: {error}"));
+                self.dead = true;
                 return;
             }
             request.journal = true;

@@ -135,7 +135,7 @@ impl Door {
             });
         }
         if !(may_create && self.config.topics.auto_create) {
-            return Err(BrokerError::UnknownTopic { topic: name.to_owned() });
+            return Err(self.node.unknown_topic(name));
         }
         check_topic_name(name)?;
         let partitions = self.config.topics.default_partitions;
@@ -143,7 +143,7 @@ impl Door {
             // Somebody else was faster.
             Err(BrokerError::TopicExists { .. }) => {
                 let view = self.node.view();
-                let unknown = || BrokerError::UnknownTopic { topic: name.to_owned() };
+                let unknown = || self.node.unknown_topic(name);
                 view.topics.get(name).cloned().ok_or_else(unknown)
             }
             created => created,

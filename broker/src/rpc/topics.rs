@@ -148,7 +148,7 @@ impl Door {
     /// Answers with the id the topic had.
     async fn delete_topic(&self, name: String) -> Result<String, CallError> {
         let topic = self.topic(&name, false).await?;
-        let delete = internal::DeleteTopic { name };
+        let delete = internal::DeleteTopic { name, id: topic.id.clone() };
         self.propose(internal::metadata_command::Command::DeleteTopic(delete)).await?;
         Ok(topic.id.clone())
     }

@@ -139,7 +139,7 @@ impl Core {
         let mut commit = floor.max(log.first_index() - 1);
         let (derived, applied, append_time_ms) = match config.machine {
             Some(mut machine) => {
-                machine.restore(&start.state_machine).map_err(OpenError::Image)?;
+                machine.restore(start.index, &start.state_machine).map_err(OpenError::Image)?;
                 let time = start.append_time_ms.max(last_append_time(&log));
                 (Derived::Machine(machine), start.index, time)
             }
@@ -203,6 +203,7 @@ impl Core {
             ticks: 0,
             elections: 0,
             state_unsaved: false,
+            stored_applied: applied,
             broken: None,
         };
         core.follow_role(&mut super::Effects::default());
@@ -242,7 +243,8 @@ fn start_checkpoint(
         state.applied_index = checkpoint.index;
         files.store_state(state)?;
     }
-    checkpoint.log_start_offset = state.log_start_offset;
+    // Where the log starts *after* the checkpoint is for the entries behind it to say.
+    checkpoint.log_start_offset = state.log_start_offset.min(checkpoint.next_offset);
     checkpoint.members = state.members.clone();
     Ok(checkpoint)
 }

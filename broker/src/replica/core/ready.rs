@@ -145,6 +145,15 @@ impl Core {
         Ok(())
     }
 
+    /// Seals the active segment, with a checkpoint of what holds before the next.
+    pub(crate) fn roll(&mut self, effects: &mut Effects) -> Result<(), StorageError> {
+        if self.log.last_index() >= self.log.first_index() {
+            effects.checkpoints.extend(self.partition_checkpoint());
+            self.log.roll()?;
+        }
+        Ok(())
+    }
+
     /// Makes sure that entries can be appended before raft takes them, since it cannot give them back. Rolls first
     /// where they would not fit the segment.
     pub(super) fn make_room(
@@ -158,9 +167,8 @@ impl Core {
         // Beside what is asked for there is always room for the small entries that raft itself adds.
         let bytes = bytes.saturating_add(SLACK_BYTES);
         let needed = usize::try_from(bytes.saturating_add(overhead)).unwrap_or(usize::MAX);
-        if self.log.will_roll(needed) && self.log.last_index() >= self.log.first_index() {
-            effects.checkpoints.extend(self.partition_checkpoint());
-            self.log.roll()?;
+        if self.log.will_roll(needed) {
+            self.roll(effects)?;
         }
         self.log.reserve(bytes, entries)
     }
@@ -239,7 +247,11 @@ impl Core {
             index,
             term: reader.term(index).unwrap_or_default(),
             next_offset: reader.end_offset(index).unwrap_or_default(),
-            applied_index: self.raw.raft.raft_log.applied.min(index),
+            // What is only in memory would be lost if raft never handed it over again.
+            applied_index: match self.state_unsaved {
+                true => self.stored_applied,
+                false => self.raw.raft.raft_log.applied.min(index),
+            },
             producers: producers.to_images(),
             append_time_ms,
             ..ReplicaCheckpoint::default()
@@ -349,6 +361,7 @@ impl Core {
         if self.state_unsaved {
             self.files.store_state(&self.state)?;
             self.state_unsaved = false;
+            self.stored_applied = self.state.applied_index;
         }
         let log_start = self.state.log_start_offset;
         let applied = self.raw.raft.raft_log.applied.max(self.state.applied_index);
@@ -359,16 +372,26 @@ impl Core {
         let Some(last) = condemned.last() else { return Ok(()) };
         let first = last.end_index;
         if let Derived::Partition(_) = &self.derived {
-            let mut checkpoint = match self.files.load_checkpoint(first - 1) {
-                Some(found) if self.log.reader().term(first - 1) == Some(found.term) => found,
-                _ => {
+            let found = self.files.load_checkpoint(first - 1);
+            let fits =
+                |found: &ReplicaCheckpoint| self.log.reader().term(first - 1) == Some(found.term);
+            let (mut checkpoint, stored) = match found.filter(fits) {
+                Some(found) => (found, Ok(())),
+                None => {
                     let rebuilt = rebuild::as_of(first - 1, &self.files, &self.log.reader())?;
-                    self.checkpoint_of(&rebuilt.producers, first - 1, rebuilt.append_time_ms)
+                    let append_time_ms = rebuilt.append_time_ms;
+                    let made = self.checkpoint_of(&rebuilt.producers, first - 1, append_time_ms);
+                    let stored = self.files.store_checkpoint(&made);
+                    (made, stored)
                 }
             };
             checkpoint.members = self.state.members.clone();
-            checkpoint.log_start_offset = log_start;
-            self.files.store_checkpoint(&checkpoint)?;
+            checkpoint.log_start_offset = log_start.min(checkpoint.next_offset);
+            if let Err(error) = stored {
+                // The syncer may be writing the same one; until it is there, nothing may be dropped.
+                tracing::warn!(group = self.group, %error, "old segments are dropped at the next look");
+                return Ok(());
+            }
             self.raw.mut_store().snapshot = checkpoint;
         }
         self.log.truncate_prefix(first)?;
@@ -429,13 +452,14 @@ impl Core {
                 *producers = Producers::from_images(&checkpoint.producers)
             }
             Derived::Machine(machine) => {
-                if let Err(why) = machine.restore(&checkpoint.state_machine) {
+                if let Err(why) = machine.restore(checkpoint.index, &checkpoint.state_machine) {
                     self.quarantine(why);
                     return Ok(None);
                 }
             }
         }
         self.state_unsaved = false;
+        self.stored_applied = checkpoint.index;
         self.ends.clear();
         self.append_time_ms = checkpoint.append_time_ms;
         self.committed = checkpoint.index;

@@ -5,6 +5,8 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater_client::{Acks, Compression};
 
+use crate::storage::StorageArgs;
+
 /// Measures a running Highwater cluster.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -21,8 +23,8 @@ pub(crate) enum Command {
     Consume(Load),
     /// Publish at a rate and read beside it: time from when an event was due until it was read.
     E2e(Load),
-    /// The log engine beside the machine's limits (a later version).
-    Storage,
+    /// The log engine beside a bare loop of the same work.
+    Storage(StorageArgs),
     /// Other brokers under the same load (a later version).
     Compare,
 }

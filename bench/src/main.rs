@@ -12,6 +12,7 @@ mod payload;
 mod processes;
 mod produce;
 mod report;
+mod storage;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Produce(load) => ("produce", load),
         Command::Consume(load) => ("consume", load),
         Command::E2e(load) => ("e2e", load),
-        Command::Storage => bail!("'bench storage' comes with a later version"),
+        Command::Storage(args) => return storage::run(&args),
         Command::Compare => bail!("'bench compare' comes with a later version"),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -58,7 +58,15 @@ impl ClusterService for Clusters {
         request: Request<v1::GetMetadataRequest>,
     ) -> Result<Response<v1::GetMetadataResponse>, Status> {
         let view = self.door.node.view();
-        Ok(Response::new(self.door.metadata(&view, &request.get_ref().topics)))
+        let topics = &request.get_ref().topics;
+        if let Some(missing) = topics.iter().find(|name| !view.topics.contains_key(*name))
+            && !self.door.node.is_caught_up()
+        {
+            // Left out of the answer it would be taken for a topic that does not exist.
+            let error = self.door.node.unknown_topic(missing);
+            return Err(self.door.status(&error.into()));
+        }
+        Ok(Response::new(self.door.metadata(&view, topics)))
     }
 
     type WatchMetadataStream =

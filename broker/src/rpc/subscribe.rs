@@ -342,6 +342,10 @@ impl Subscription {
 
     /// Ends the cursors whose topics are gone: their replicas will never have anything to read again.
     async fn drop_deleted(&mut self, view: &ClusterView) -> Result<(), Ended> {
+        if !self.door.node.is_caught_up() {
+            // A node that is catching up does not know what was deleted.
+            return Ok(());
+        }
         let is_gone = |cursor: &Cursor| {
             view.topics.get(&cursor.topic).is_none_or(|topic| topic.id != cursor.topic_id)
         };

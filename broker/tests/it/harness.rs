@@ -127,7 +127,14 @@ impl Clients {
             ..Default::default()
         };
         let created = soon("creating a topic", async { self.topics().create(request).await }).await;
-        created.unwrap().into_inner().topic.unwrap()
+        let mut topic = created.unwrap().into_inner().topic.unwrap();
+        // Creating waits for leaders, but not for ever; on a busy machine it may have given up.
+        while topic.partitions.iter().any(|partition| partition.leader == 0) {
+            let get = v1::TopicServiceGetRequest { name: name.to_owned() };
+            let got = soon("leaders", async { self.topics().get(get).await }).await;
+            topic = got.unwrap().into_inner().topic.unwrap();
+        }
+        topic
     }
 
     /// Publishes values to a partition, one batch for the call.

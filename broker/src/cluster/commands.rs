@@ -193,7 +193,7 @@ impl Node {
 }
 
 /// A command in the encoding of this version.
-pub(super) fn command(command: Command) -> MetadataCommand {
+pub(crate) fn command(command: Command) -> MetadataCommand {
     MetadataCommand { version: 1, command: Some(command) }
 }
 

@@ -17,7 +17,7 @@ mod reconcile;
 pub mod topic_config;
 mod view;
 
-pub(crate) use commands::check_topic_name;
+pub(crate) use commands::{check_topic_name, command};
 pub use node::Node;
 pub use options::{NodeConfig, NodeDeps, StartError};
 pub use view::{ClusterView, NodeView, PartitionView, ReadyState, TopicView};

@@ -3,7 +3,7 @@
 //! Owns: the workers, the syncers and the hard-state journal of one node. Never: topics' names or addresses of nodes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -380,11 +380,6 @@ impl Engine {
 
     fn group_dir(&self, group: u64) -> PathBuf {
         self.groups_dir().join(group.to_string())
-    }
-
-    /// The directory that [`Engine::start`] keeps its things in.
-    pub fn dir(&self) -> &Path {
-        &self.inner.config.dir
     }
 }
 

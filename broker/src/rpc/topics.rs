@@ -7,11 +7,8 @@ use tonic::{Request, Response, Status};
 use super::describe::replication_factor;
 use super::door::{Door, wire_offset};
 use super::status::{CallError, from_peer};
-use crate::cluster::topic_config;
+use crate::cluster::{self, topic_config};
 use crate::error::BrokerError;
-
-/// Version of the metadata commands' encoding.
-const COMMAND_VERSION: u32 = 1;
 
 /// TopicService of one listener.
 pub(super) struct Topics {
@@ -157,9 +154,7 @@ impl Door {
         &self,
         command: internal::metadata_command::Command,
     ) -> Result<internal::MetadataOutcome, BrokerError> {
-        let command =
-            internal::MetadataCommand { version: COMMAND_VERSION, command: Some(command) };
-        self.node.propose_metadata(command).await
+        self.node.propose_metadata(cluster::command(command)).await
     }
 
     async fn trim_at_leader(

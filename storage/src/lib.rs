@@ -20,7 +20,7 @@ pub use error::StorageError;
 pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
 pub use identity::{DirLock, Identity};
 pub use log::{
-    EntryMeta, Epoch, Finding, Log, LogOptions, LogReader, LogStart, RecoveryReport, ScrubStep,
-    SegmentInfo, Settled, SparePool, StoredEntry, SyncPoint, sync_group,
+    EntryMeta, Epoch, Finding, Gap, Log, LogOptions, LogReader, LogStart, RecoveryReport, Repair,
+    ScrubStep, SegmentInfo, Settled, SparePool, StoredEntry, SyncPoint, sync_group,
 };
 pub use small_file::{read_small_file, write_small_file};

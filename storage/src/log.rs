@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod index;
 mod reader;
 mod recovery;
+mod repair;
 mod scrub;
 mod segment;
 mod spare;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 pub(crate) use frame::mix;
 pub use reader::LogReader;
+pub use repair::{Gap, Repair};
 pub use scrub::{Finding, ScrubStep};
 pub use spare::SparePool;
 pub use sync::{Settled, SyncPoint, sync_group};

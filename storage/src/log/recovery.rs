@@ -150,7 +150,7 @@ fn find_segments(disk: &dyn Disk, dir: &Path) -> Result<FoundSegments, StorageEr
 }
 
 /// The sequence of the first segment, if older ones were ever dropped.
-fn read_start_file(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>, StorageError> {
+pub(super) fn read_start_file(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>, StorageError> {
     let path = dir.join(START_FILE);
     let Some((_, body)) = read_small_file(disk, &path, START_MAGIC, START_VERSION)? else {
         return Ok(None);
@@ -186,7 +186,10 @@ fn open_candidate(
     Ok(Candidate { path, sequence, first_index, file, header })
 }
 
-fn read_header(file: &dyn DiskFile, path: &Path) -> Result<DecodedSegmentHeader, StorageError> {
+pub(super) fn read_header(
+    file: &dyn DiskFile,
+    path: &Path,
+) -> Result<DecodedSegmentHeader, StorageError> {
     let len = usize::try_from(file.len()).unwrap_or(usize::MAX).min(SEGMENT_HEADER_BYTES);
     let bytes = file.read(0, len).io_context("read", path)?;
     Ok(SegmentHeader::decode(&bytes))

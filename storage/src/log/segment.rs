@@ -412,17 +412,32 @@ pub(super) fn greatest_claim(
     position: u64,
 ) -> io::Result<Option<u64>> {
     let mut greatest = None;
+    let mut from = position;
+    while let Some((position, header)) = next_header(file, identity, from)? {
+        greatest = greatest.max(Some(header.durable_index));
+        from = position + 8;
+    }
+    Ok(greatest)
+}
+
+/// The next valid frame header at or after `position`, whatever stands between, and where it is.
+pub(super) fn next_header(
+    file: &dyn DiskFile,
+    identity: u64,
+    position: u64,
+) -> io::Result<Option<(u64, FrameHeader)>> {
     let mut from = position.next_multiple_of(8);
     while from + FRAME_HEADER_BYTES as u64 <= file.len() {
         let now = (file.len() - from).min(WINDOW_BYTES);
         let bytes = file.read(from, usize::try_from(now).map_err(io::Error::other)?)?;
         let mut at = 0;
         while at + FRAME_HEADER_BYTES <= bytes.len() {
-            let header = FrameHeader::decode(&bytes[at..], identity);
-            greatest = greatest.max(header.map(|header| header.durable_index));
+            if let Some(header) = FrameHeader::decode(&bytes[at..], identity) {
+                return Ok(Some((from + at as u64, header)));
+            }
             at += 8;
         }
         from += at as u64;
     }
-    Ok(greatest)
+    Ok(None)
 }

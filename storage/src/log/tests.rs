@@ -4,6 +4,7 @@ mod model;
 mod read;
 mod recover;
 mod recycle;
+mod repair;
 mod scrub;
 mod write;
 

@@ -161,6 +161,13 @@ pub struct TopicsSection {
     pub retention_check_ms: u64,
 }
 
+/// `storage.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageSection {
+    /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
+    pub scrub_bytes_per_s: u64,
+}
+
 /// `limits.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsSection {
@@ -215,6 +222,8 @@ pub struct Config {
     pub topics: TopicsSection,
     /// Limits.
     pub limits: LimitsSection,
+    /// `storage.*`
+    pub storage: StorageSection,
     /// Log lines.
     pub log: LogSection,
     origins: BTreeMap<String, Origin>,
@@ -464,6 +473,7 @@ impl Config {
             topics_max: self.limits.topics,
             partitions_max: self.limits.partitions,
             retention_check_ms: self.topics.retention_check_ms,
+            scrub_bytes_per_s: self.storage.scrub_bytes_per_s,
             shutdown_ms_max: self.node.shutdown_ms_max,
         }
     }

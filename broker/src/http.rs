@@ -111,8 +111,12 @@ fn figures(node: &Node) -> ScrapeFigures {
             follower_lag_entries: status.lag_entries,
         });
     }
-    for group in node.unusable_replicas().into_keys() {
+    let in_service: Vec<GroupId> = node.replicas().into_iter().map(|(group, _)| group).collect();
+    for (group, _) in node.quarantined_replicas() {
         let Some((topic, partition)) = name_of(group) else { continue };
+        if in_service.contains(&group) {
+            continue;
+        }
         let topic = topic.to_owned();
         replicas.push(ReplicaFigures {
             topic,

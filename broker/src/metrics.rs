@@ -37,6 +37,11 @@ struct MethodLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -109,6 +114,10 @@ pub struct Metrics {
     sync_groups: Histogram,
     append_bytes: Counter,
     append_entries: Counter,
+    scrub_bytes: Counter,
+    scrub_findings: Counter,
+    repairs: Family<OutcomeLabels, Counter>,
+    repair_entries: Counter,
     elections_started: Counter,
     leader_changes: Counter,
     raft_messages_sent: Counter,
@@ -149,6 +158,10 @@ impl Metrics {
             sync_seconds: latency_histogram(),
             sync_groups: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
             append_bytes: Counter::default(),
+            scrub_bytes: Counter::default(),
+            scrub_findings: Counter::default(),
+            repairs: Family::default(),
+            repair_entries: Counter::default(),
             append_entries: Counter::default(),
             elections_started: Counter::default(),
             leader_changes: Counter::default(),
@@ -194,6 +207,22 @@ impl Metrics {
             "append_entries",
             "Entries appended to logs",
             self.append_entries.clone(),
+        );
+        registry.register(
+            "scrub_bytes",
+            "Bytes of sealed segments read again in search of rot",
+            self.scrub_bytes.clone(),
+        );
+        registry.register("scrub_findings", "Damage found by it", self.scrub_findings.clone());
+        registry.register(
+            "repairs",
+            "Damaged replicas, by outcome (repaired, failed)",
+            self.repairs.clone(),
+        );
+        registry.register(
+            "repair_entries",
+            "Entries fetched from other replicas for repairs",
+            self.repair_entries.clone(),
         );
         registry.register(
             "elections_started",
@@ -293,6 +322,19 @@ impl Metrics {
     pub fn append_done(&self, bytes: u64, entries: u64) {
         self.append_bytes.inc_by(bytes);
         self.append_entries.inc_by(entries);
+    }
+
+    /// Sealed segments were read again.
+    pub fn scrubbed(&self, bytes: u64, findings: u64) {
+        self.scrub_bytes.inc_by(bytes);
+        self.scrub_findings.inc_by(findings);
+    }
+
+    /// The repair of a damaged replica ended.
+    pub fn repaired(&self, is_whole: bool, entries: u64) {
+        let outcome = if is_whole { "repaired" } else { "failed" };
+        self.repairs.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.repair_entries.inc_by(entries);
     }
 
     /// Replicas on this node started elections.
@@ -511,6 +553,7 @@ mod tests {
     fn touched() -> (Metrics, ScrapeFigures) {
         let metrics = Metrics::new();
         metrics.request_done("Produce", "OK", Some(0.001));
+        metrics.repaired(true, 1);
         metrics.produce_failed("NOT_LEADER");
         drop(metrics.stream_opened("produce"));
         let replica = ReplicaFigures {

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use highwater_client::{
     Ack, ClusterHealth, ClusterInfo, Event, NodeDescription, PartitionDescription,
-    TopicDescription, TopicListing, TopicOption,
+    QuarantinedReplica, TopicDescription, TopicListing, TopicOption,
 };
 use serde::Serialize;
 
@@ -110,6 +110,23 @@ pub(crate) struct PartitionShape {
     pub(crate) high_watermark: i64,
     pub(crate) size_bytes: u64,
     pub(crate) state: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) quarantined: Vec<QuarantinedShape>,
+}
+
+/// Only there when something is wrong.
+#[derive(Debug, Serialize)]
+pub(crate) struct QuarantinedShape {
+    pub(crate) node: u64,
+    pub(crate) why: String,
+    pub(crate) repair: String,
+}
+
+impl From<QuarantinedReplica> for QuarantinedShape {
+    fn from(replica: QuarantinedReplica) -> Self {
+        let QuarantinedReplica { node, why, repair } = replica;
+        Self { node, why, repair }
+    }
 }
 
 impl From<PartitionDescription> for PartitionShape {
@@ -124,6 +141,7 @@ impl From<PartitionDescription> for PartitionShape {
             high_watermark: partition.high_watermark,
             size_bytes: partition.size_bytes,
             state: partition.state.to_string(),
+            quarantined: partition.quarantined.into_iter().map(Into::into).collect(),
         }
     }
 }

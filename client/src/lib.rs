@@ -101,6 +101,6 @@ pub use record::{Ack, Acks, Compression, Event, Header, Record};
 pub use tonic::Code;
 pub use types::{
     BrokerDescription, ClusterHealth, ClusterInfo, ClusterMetadata, FetchOptions, Fetched,
-    NewTopic, NodeDescription, PartitionDescription, PartitionRouting, PartitionState, Start,
-    TopicDescription, TopicListing, TopicOption, TopicRouting,
+    NewTopic, NodeDescription, PartitionDescription, PartitionRouting, PartitionState,
+    QuarantinedReplica, Start, TopicDescription, TopicListing, TopicOption, TopicRouting,
 };

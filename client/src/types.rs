@@ -153,6 +153,19 @@ pub struct PartitionDescription {
     pub size_bytes: u64,
     /// Its state.
     pub state: PartitionState,
+    /// Replicas that are out of service because of what is on their disks.
+    pub quarantined: Vec<QuarantinedReplica>,
+}
+
+/// A replica that neither votes nor serves until it is mended. Its data is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuarantinedReplica {
+    /// Its node.
+    pub node: u64,
+    /// Why, for people.
+    pub why: String,
+    /// How its repair goes, for people; empty before it has begun.
+    pub repair: String,
 }
 
 /// A topic configuration key.
@@ -353,6 +366,15 @@ impl From<v1::Partition> for PartitionDescription {
             high_watermark: partition.high_watermark,
             size_bytes: partition.size_bytes,
             state,
+            quarantined: partition
+                .quarantined
+                .into_iter()
+                .map(|v1::QuarantinedReplica { node, why, repair }| QuarantinedReplica {
+                    node,
+                    why,
+                    repair,
+                })
+                .collect(),
         }
     }
 }

@@ -178,6 +178,11 @@ impl HardStateJournal {
         Ok(())
     }
 
+    /// What was last put for a group, durable or not.
+    pub fn get(&self, group: u64) -> Option<HardState> {
+        self.states.get(&group).copied()
+    }
+
     /// What must be synced for all states put so far to be durable.
     pub fn sync_point(&self) -> JournalSyncPoint {
         JournalSyncPoint {

@@ -27,7 +27,7 @@ use super::peer::PeerStreams;
 use super::view::ClusterView;
 use super::{METADATA_GROUP, NodeId, commands};
 use crate::error::BrokerError;
-use crate::replica::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings};
+use crate::replica::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
 
 /// Pause between two rounds of founding.
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
@@ -109,7 +109,7 @@ impl Node {
         };
         let node = Node { inner: Arc::new(inner) };
         if is_member {
-            node.open_metadata().map_err(failed)?;
+            node.open_metadata_or_repair().map_err(failed)?;
             node.open_all().map_err(failed)?;
         } else if node.inner.config.seeds.is_empty() {
             node.found_alone().map_err(failed)?;
@@ -124,6 +124,7 @@ impl Node {
         tasks.spawn(self.clone().reconcile_loop());
         tasks.spawn(self.clone().ping_loop());
         tasks.spawn(self.clone().join_loop());
+        tasks.spawn(self.clone().repair_loop());
     }
 
     /// Without seeds: a cluster of one, at once.
@@ -159,36 +160,45 @@ impl Node {
             *identity = member;
         }
         tracing::info!(cluster = founding.cluster_id, node = self.inner.id, "cluster founded");
-        self.open_metadata()
+        self.open_metadata().map_err(|error| self.unusable_metadata(error))
     }
 
-    /// Puts the metadata replica into service; creates it if the node became a member and then crashed.
-    fn open_metadata(&self) -> Result<(), StorageError> {
-        let machine = || Box::new(MetadataMachine::new(self.inner.metadata.clone()));
-        let settings = PartitionSettings::default();
-        let opened = match self.inner.engine.open(METADATA_GROUP, settings, Some(machine())) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => self.create_metadata(machine()),
-            Err(error) => Err(error),
-        };
-        match opened {
-            Ok(()) => {
-                self.refresh_view();
+    /// Opens the metadata replica, or leaves a damaged one to be repaired if other nodes have it too.
+    fn open_metadata_or_repair(&self) -> Result<(), StorageError> {
+        let Err(error) = self.open_metadata() else { return Ok(()) };
+        let founding = self.inner.founder.promises.held().unwrap_or_default();
+        match &error {
+            ReplicaError::Storage(StorageError::Corrupt { .. }) if founding.members.len() > 1 => {
+                self.set_unusable(METADATA_GROUP, &error);
                 Ok(())
             }
-            Err(crate::replica::ReplicaError::Storage(error)) => Err(error),
-            Err(error) => Err(StorageError::Corrupt {
-                path: self.inner.config.data_dir.clone(),
-                index: 0,
-                detail: error.to_string(),
-            }),
+            _ => Err(self.unusable_metadata(error)),
         }
     }
 
-    fn create_metadata(
-        &self,
-        machine: Box<MetadataMachine>,
-    ) -> Result<(), crate::replica::ReplicaError> {
+    fn unusable_metadata(&self, error: ReplicaError) -> StorageError {
+        match error {
+            ReplicaError::Storage(error) => error,
+            error => StorageError::Corrupt {
+                path: self.inner.config.data_dir.clone(),
+                index: 0,
+                detail: error.to_string(),
+            },
+        }
+    }
+
+    /// Puts the metadata replica into service; creates it if the node became a member and then crashed.
+    pub(super) fn open_metadata(&self) -> Result<(), ReplicaError> {
+        let machine = || Box::new(MetadataMachine::new(self.inner.metadata.clone()));
+        let settings = PartitionSettings::default();
+        if self.inner.engine.open(METADATA_GROUP, settings, Some(machine()))?.is_none() {
+            self.create_metadata(machine())?;
+        }
+        self.refresh_view();
+        Ok(())
+    }
+
+    fn create_metadata(&self, machine: Box<MetadataMachine>) -> Result<(), ReplicaError> {
         let corrupt = |detail: &str| StorageError::Corrupt {
             path: self.inner.config.data_dir.join("founding"),
             index: 0,
@@ -490,6 +500,7 @@ fn engine_config(
         heartbeat_ticks: config.heartbeat_ticks,
         election_ticks: config.election_ticks,
         retention_check: Duration::from_millis(config.retention_check_ms),
+        scrub_bytes_per_s: config.scrub_bytes_per_s,
         workers: 1,
         seed: deps.seed,
         disk: Arc::clone(&deps.disk),

@@ -14,6 +14,7 @@ mod options;
 pub mod peer;
 mod placement;
 mod reconcile;
+mod repair;
 pub mod topic_config;
 mod view;
 

@@ -18,6 +18,7 @@ use super::founding::{FEATURE_LEVEL, Founder};
 use super::leadership::Leadership;
 use super::metadata::Metadata;
 use super::options::{NodeConfig, NodeDeps};
+use super::repair::OutOfService;
 use super::view::{ClusterView, ReadyState, TopicView};
 use super::{GroupId, METADATA_GROUP, NodeId};
 use crate::error::BrokerError;
@@ -46,7 +47,7 @@ pub(super) struct Inner {
     /// Producer ids left of this node's lease: next and end.
     pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
     /// Replicas that are on disk here and cannot be used, and why.
-    pub(super) unusable: Mutex<BTreeMap<GroupId, String>>,
+    pub(super) unusable: Mutex<BTreeMap<GroupId, OutOfService>>,
     /// The metadata group knows of this start of the node.
     pub(super) registered: AtomicBool,
     /// The fault is one of the configuration, not of the machine.
@@ -141,7 +142,8 @@ impl Node {
         check(registered, "registration", detail.into());
         let (in_service, assigned) = self.replicas_in_service();
         check(in_service == assigned, "replicas", format!("{in_service} of {assigned} in service"));
-        for (group, why) in self.inner.unusable.lock().iter() {
+        for (group, out) in self.inner.unusable.lock().iter() {
+            let why = &out.quarantine.why;
             check(true, "quarantine", format!("group {group} is out of service here: {why}"));
         }
         ReadyState { ready, checks }
@@ -211,11 +213,6 @@ impl Node {
         let mut all = self.inner.engine.all();
         all.retain(|(group, _)| *group != METADATA_GROUP);
         all
-    }
-
-    /// Replicas that are on disk here and out of service, and why.
-    pub fn unusable_replicas(&self) -> BTreeMap<GroupId, String> {
-        self.inner.unusable.lock().clone()
     }
 
     /// Whether a node has been heard from within the election timeout. True for this node.

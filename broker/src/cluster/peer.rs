@@ -60,6 +60,12 @@ pub trait PeerCalls: Send + Sync + 'static {
         address: &str,
         request: internal::ProposeMetadataRequest,
     ) -> Result<internal::ProposeMetadataResponse, PeerError>;
+    /// NodeService.FetchEntries.
+    async fn fetch_entries(
+        &self,
+        address: &str,
+        request: internal::FetchEntriesRequest,
+    ) -> Result<internal::FetchEntriesResponse, PeerError>;
     /// NodeService.GetPartitions.
     async fn get_partitions(
         &self,

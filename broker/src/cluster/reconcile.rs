@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::metadata::Metadata;
 use super::node::Node;
 use super::placement::replica_on;
+use super::repair::OutOfService;
 use super::topic_config::TopicConfig;
 use super::view::{PartitionView, TopicView};
 use super::{GroupId, METADATA_GROUP};
-use crate::replica::{NewReplica, PartitionSettings};
+use crate::replica::{NewReplica, PartitionSettings, ReplicaError};
 
 impl Node {
     /// Runs until the node stops: once for each change of the metadata.
@@ -84,8 +85,20 @@ impl Node {
             Err(error) => Err(error),
         };
         if let Err(error) = opened {
-            self.set_unusable(group, error.to_string());
+            self.set_unusable(group, &error);
         }
+    }
+
+    /// What the metadata says of a group's settings; the defaults where it does not know it (yet).
+    pub(super) fn settings_of(&self, group: GroupId) -> PartitionSettings {
+        let metadata = self.inner.metadata.borrow();
+        let holds = |topic: &&Arc<TopicView>| topic.partitions.iter().any(|p| p.group == group);
+        metadata
+            .topics
+            .values()
+            .find(holds)
+            .map(|topic| partition_settings(&TopicConfig::read(&topic.config)))
+            .unwrap_or_default()
     }
 
     /// Opens every replica that is on disk, before any metadata is known: partitions serve without the metadata group.
@@ -97,15 +110,15 @@ impl Node {
             // The settings come with the metadata; nothing is deleted by the defaults.
             match self.inner.engine.open(group, PartitionSettings::default(), None) {
                 Ok(_) => {}
-                Err(error) => self.set_unusable(group, error.to_string()),
+                Err(error) => self.set_unusable(group, &error),
             }
         }
         Ok(())
     }
 
-    pub(super) fn set_unusable(&self, group: GroupId, why: String) {
-        tracing::error!(group, %why, "replica out of service");
-        self.inner.unusable.lock().insert(group, why);
+    pub(super) fn set_unusable(&self, group: GroupId, error: &ReplicaError) {
+        tracing::error!(group, %error, "replica out of service");
+        self.inner.unusable.lock().insert(group, OutOfService::new(error));
     }
 
     /// Replicas here whose topics were deleted.

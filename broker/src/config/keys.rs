@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{
     Config, LimitsSection, ListenSection, LogFormat, LogSection, NamedListener, NodeSection,
-    RaftSection, TopicsSection,
+    RaftSection, StorageSection, TopicsSection,
 };
 
 /// One key of the configuration.
@@ -131,6 +131,7 @@ pub(super) const KEYS: &[Key] = &[
         get: |config| config.topics.auto_create.to_string(),
     },
     number!("topics.retention_check_ms", topics.retention_check_ms, 10..=86_400_000),
+    number!("storage.scrub_bytes_per_s", storage.scrub_bytes_per_s, 0..=u64::MAX),
     number!("limits.connections", limits.connections, 1..=1_000_000),
     number!("limits.streams_per_connection", limits.streams_per_connection, 1..=100_000),
     number!(
@@ -200,6 +201,7 @@ pub(super) fn defaults() -> Config {
             auto_create: false,
             retention_check_ms: 10_000,
         },
+        storage: StorageSection { scrub_bytes_per_s: 4 << 20 },
         limits: LimitsSection {
             connections: 10_000,
             streams_per_connection: 1_024,

@@ -124,6 +124,17 @@ pub(crate) struct Visible {
     pub(crate) log_start_offset: u64,
     pub(crate) high_watermark: u64,
     pub(crate) log_end_offset: u64,
+    /// The last entry known to be committed.
+    pub(crate) committed_index: u64,
+}
+
+/// Why a replica is out of service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// For people.
+    pub why: String,
+    /// What is on disk is damaged: entries of other replicas may mend it.
+    pub is_damage: bool,
 }
 
 /// A Ready whose state is being made durable, with the messages that wait for it.
@@ -189,7 +200,7 @@ pub(crate) struct Core {
     state_unsaved: bool,
     /// The applied index that the file `replica` holds.
     stored_applied: u64,
-    broken: Option<String>,
+    broken: Option<Quarantine>,
 }
 
 impl Core {
@@ -388,9 +399,20 @@ impl Core {
 
     /// Takes this replica out of service: it neither votes nor acknowledges any more, and says why. Its data stays.
     pub(crate) fn quarantine(&mut self, why: String) {
+        self.take_out(Quarantine { why, is_damage: false });
+    }
+
+    /// The same, because what is on disk turned out to be damaged.
+    pub(crate) fn damaged(&mut self, why: String, effects: &mut Effects) {
+        self.take_out(Quarantine { why, is_damage: true });
+        self.settle(effects);
+    }
+
+    fn take_out(&mut self, quarantine: Quarantine) {
         if self.broken.is_none() {
+            let why = &quarantine.why;
             tracing::error!(group = self.group, replica = self.replica, %why, "replica quarantined");
-            self.broken = Some(why);
+            self.broken = Some(quarantine);
         }
     }
 
@@ -399,7 +421,7 @@ impl Core {
         self.follow_role(effects);
         self.handle_ready(effects);
         self.follow_role(effects);
-        if let Some(why) = &self.broken {
+        if let Some(Quarantine { why, .. }) = &self.broken {
             let why = why.clone();
             self.waiters.fail_all(effects, || BrokerError::Quarantined { why: why.clone() });
         }
@@ -409,7 +431,8 @@ impl Core {
     fn notice_damage(&mut self) {
         let damage = self.raw.store().damage.borrow_mut().take();
         if let Some(damage) = damage {
-            self.quarantine(format!("the log cannot be read: {damage}"));
+            let why = format!("the log cannot be read: {damage}");
+            self.take_out(Quarantine { why, is_damage: true });
         }
     }
 
@@ -497,8 +520,8 @@ impl Core {
         matches!(self.derived, Derived::Machine(_))
     }
 
-    pub(crate) fn broken(&self) -> Option<&str> {
-        self.broken.as_deref()
+    pub(crate) fn broken(&self) -> Option<&Quarantine> {
+        self.broken.as_ref()
     }
 
     /// Elections started so far.
@@ -534,6 +557,7 @@ impl Core {
             log_start_offset: self.state.log_start_offset,
             high_watermark: self.high_watermark,
             log_end_offset: self.log.next_offset(),
+            committed_index: self.committed,
         }
     }
 

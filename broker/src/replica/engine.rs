@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
-use highwater_storage::{Disk, HardState, HardStateJournal, LogOptions, StorageError};
+use highwater_storage::{Disk, HardStateJournal, LogOptions, Repair, StorageError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
@@ -18,6 +18,7 @@ use super::convert;
 use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
 use super::handle::{PartitionHandle, Shared};
 use super::inbox::{Inbox, Input};
+use super::scrubber::Scrubber;
 use super::syncer::{SyncQueue, Syncer};
 use super::worker::{Replica, Worker};
 use crate::env::{self, Clock};
@@ -68,6 +69,8 @@ pub struct EngineConfig {
     pub election_ticks: u32,
     /// How often retention looks.
     pub retention_check: Duration,
+    /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
+    pub scrub_bytes_per_s: u64,
     /// Worker threads.
     pub workers: usize,
     /// Seeds election timeouts.
@@ -139,10 +142,9 @@ struct Inner {
     config: EngineConfig,
     workers: Vec<WorkerThread>,
     journal: Arc<Mutex<HardStateJournal>>,
-    /// What the journal held at the start, until each replica is opened.
-    saved: Mutex<BTreeMap<u64, HardState>>,
     replicas: RwLock<HashMap<u64, PartitionHandle>>,
     logger: slog::Logger,
+    scrubber: Scrubber,
 }
 
 /// All replicas of a node. Cheap to clone.
@@ -158,7 +160,7 @@ impl Engine {
         let made = config.disk.create_dir_all(&groups);
         made.and_then(|()| config.disk.sync_dir(&config.dir))
             .map_err(|source| StorageError::Io { operation: "create", path: groups, source })?;
-        let (journal, saved) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
+        let (journal, _) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
         let journal = Arc::new(Mutex::new(journal));
         let mut workers = Vec::new();
         for number in 0..config.workers.max(1) {
@@ -168,11 +170,27 @@ impl Engine {
             config,
             workers,
             journal,
-            saved: Mutex::new(saved),
             replicas: RwLock::default(),
             logger: super::logging::logger(),
+            scrubber: Scrubber::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let engine = Self { inner: Arc::new(inner) };
+        let config = &engine.inner.config;
+        if config.scrub_bytes_per_s > 0 {
+            let weak = Arc::downgrade(&engine.inner);
+            let replicas = move || {
+                let inner = weak.upgrade()?;
+                Some(Engine { inner }.all().into_iter().map(|(_, handle)| handle).collect())
+            };
+            let metrics = Arc::clone(&config.metrics);
+            let started = engine.inner.scrubber.start(config.scrub_bytes_per_s, metrics, replicas);
+            started.map_err(|source| StorageError::Io {
+                operation: "start a thread for",
+                path: config.dir.clone(),
+                source,
+            })?;
+        }
+        Ok(engine)
     }
 
     /// Groups that have a directory here.
@@ -195,7 +213,7 @@ impl Engine {
         settings: PartitionSettings,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<Option<PartitionHandle>, ReplicaError> {
-        let saved = self.inner.saved.lock().get(&group).copied();
+        let saved = self.inner.journal.lock().get(group);
         let core = Core::open(self.core_config(group, &settings, machine), saved)?;
         Ok(core.map(|core| self.add(core, settings)))
     }
@@ -206,7 +224,7 @@ impl Engine {
         new: NewReplica,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<PartitionHandle, ReplicaError> {
-        if self.inner.saved.lock().contains_key(&new.group) {
+        if self.inner.journal.lock().get(new.group).is_some() {
             // The journal remembers terms and votes of it. Begun anew, it would forget what it promised.
             return Err(ReplicaError::State(format!(
                 "replica {} was in service here and its directory {} is gone; restore it, or have the cluster replace the replica",
@@ -301,14 +319,37 @@ impl Engine {
         self.worker(group).inbox.push(Input::Configure { group, settings });
     }
 
-    /// Takes a replica out of service and deletes its data. Only for a replica that its group has given up: its topic was
-    /// deleted by a committed command.
-    pub async fn remove(&self, group: u64) -> Result<(), StorageError> {
+    /// Takes a replica out of service; its data stays as it is, and nothing uses it any more.
+    pub(crate) async fn take_out(&self, group: u64) {
         let (done, removed) = oneshot::channel();
         self.inner.replicas.write().remove(&group);
         self.worker(group).inbox.push(Input::Remove { group, done });
         let _ = removed.await;
-        self.inner.saved.lock().remove(&group);
+    }
+
+    /// Looks through the log of a replica that is out of service for what is damaged. Blocks, for as long as reading it takes.
+    pub(crate) fn begin_repair(&self, group: u64) -> Result<Repair, ReplicaError> {
+        let dir = self.group_dir(group);
+        let files = SmallFiles::new(Arc::clone(&self.inner.config.disk), &dir);
+        let Some(state) = files.load_state()? else {
+            return Err(ReplicaError::State(format!("{} holds no replica", dir.display())));
+        };
+        let saved = self.inner.journal.lock().get(group).unwrap_or_default();
+        let floor = saved.commit.max(state.applied_index);
+        let disk = Arc::clone(&self.inner.config.disk);
+        Ok(Repair::begin(disk, &dir, LogOptions::default(), floor)?)
+    }
+
+    /// The nodes that hold replicas of a group, as far as its directory here says so.
+    pub(crate) fn nodes_of(&self, group: u64) -> Result<Vec<u64>, StorageError> {
+        let files = SmallFiles::new(Arc::clone(&self.inner.config.disk), &self.group_dir(group));
+        Ok(files.load_state()?.map(|s| s.nodes.into_values().collect()).unwrap_or_default())
+    }
+
+    /// Takes a replica out of service and deletes its data. Only for a replica that its group has given up: its topic was
+    /// deleted by a committed command.
+    pub async fn remove(&self, group: u64) -> Result<(), StorageError> {
+        self.take_out(group).await;
         self.inner.journal.lock().remove(group)?;
         let dir = self.group_dir(group);
         self.inner.config.disk.remove_dir_all(&dir).map_err(|source| StorageError::Io {
@@ -352,6 +393,7 @@ impl Engine {
 
     /// Ends all threads after a last sync. Appends that are not answered by now fail with an unknown outcome.
     pub fn stop(&self) {
+        self.inner.scrubber.stop();
         for worker in &self.inner.workers {
             worker.inbox.push(Input::Stop);
             let mut threads = worker.threads.lock();

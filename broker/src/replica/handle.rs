@@ -14,7 +14,7 @@ use highwater_storage::{LogReader, StorageError, StoredEntry};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::core::{Answer, Appended, Follower, ProposalBody, Visible};
+use super::core::{Answer, Appended, Follower, ProposalBody, Quarantine, Visible};
 use super::inbox::{Inbox, Input};
 use crate::error::BrokerError;
 
@@ -59,7 +59,7 @@ pub struct PartitionStatus {
     /// Bytes of the log on disk.
     pub size_bytes: u64,
     /// Why the replica is quarantined, if it is.
-    pub quarantined: Option<String>,
+    pub quarantined: Option<Quarantine>,
 }
 
 /// What a worker publishes of one replica.
@@ -74,7 +74,7 @@ pub(crate) struct Shared {
     pub(crate) visible: watch::Sender<Visible>,
     /// Refreshed a few times a second.
     pub(crate) followers: Mutex<Vec<Follower>>,
-    pub(crate) quarantined: Mutex<Option<String>>,
+    pub(crate) quarantined: Mutex<Option<Quarantine>>,
 }
 
 /// A replica on this node, as the layers above see it. Cheap to clone.
@@ -117,11 +117,67 @@ impl PartitionHandle {
     }
 
     fn check_leads(&self) -> Result<(), BrokerError> {
-        if let Some(why) = self.shared.quarantined.lock().clone() {
-            return Err(BrokerError::Quarantined { why });
-        }
+        self.check_in_service()?;
         let visible = *self.shared.visible.borrow();
         if visible.is_leader { Ok(()) } else { Err(self.not_leader(&visible)) }
+    }
+
+    fn check_in_service(&self) -> Result<(), BrokerError> {
+        match self.quarantined() {
+            Some(Quarantine { why, .. }) => Err(BrokerError::Quarantined { why }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why the replica is quarantined, if it is.
+    pub fn quarantined(&self) -> Option<Quarantine> {
+        self.shared.quarantined.lock().clone()
+    }
+
+    /// Tells the replica that its log is damaged: it goes out of service until it is repaired.
+    pub(crate) fn damaged(&self, why: String) {
+        self.inbox.push(Input::Damaged { group: self.shared.group, why });
+    }
+
+    /// What a failed read means for whoever asked, and for the replica.
+    fn unreadable(&self, error: StorageError) -> BrokerError {
+        if error.is_corrupt() {
+            let why = format!("the log cannot be read: {error}");
+            self.damaged(why.clone());
+            return BrokerError::Quarantined { why };
+        }
+        BrokerError::Internal(error.to_string())
+    }
+
+    /// Entries for a replica elsewhere that has lost them, about `bytes_max` of payload and at least one; the term of the entry
+    /// behind them, if there is one; and the last entry that is committed.
+    pub(crate) fn entries(
+        &self,
+        first_index: u64,
+        end_index: u64,
+        bytes_max: u64,
+    ) -> Result<(Vec<StoredEntry>, Option<u64>, u64), BrokerError> {
+        self.check_in_service()?;
+        // Read before the entries, so that it never speaks of ones that replaced them.
+        let committed = self.shared.visible.borrow().committed_index;
+        let reader = &self.shared.reader;
+        let end_index = end_index.min(reader.last_index() + 1);
+        let missing = |why: String| BrokerError::NotReady { why };
+        if first_index >= end_index {
+            return Err(missing(format!("entry {first_index} is not here yet")));
+        }
+        let entries = match reader.entries(first_index, end_index, bytes_max) {
+            Err(error @ StorageError::Compacted { .. }) => return Err(missing(error.to_string())),
+            other => other.map_err(|error| self.unreadable(error))?,
+        };
+        let next_term = reader.term(first_index + entries.len() as u64);
+        // Unless a new leader replaced them meanwhile: then the term behind them says nothing about these.
+        match entries.last() {
+            Some(last) if reader.term(last.meta.index) == Some(last.meta.term) => {
+                Ok((entries, next_term, committed))
+            }
+            _ => Err(missing(format!("entry {first_index} was replaced just now"))),
+        }
     }
 
     fn not_leader(&self, visible: &Visible) -> BrokerError {
@@ -193,7 +249,7 @@ impl PartitionHandle {
         match self.shared.reader.read_offsets(from, visible.high_watermark, bytes_max) {
             Ok(stored) => Ok(stored),
             Err(StorageError::Compacted { .. }) => Err(out_of_range(asked, &visible)),
-            Err(error) => Err(BrokerError::Internal(error.to_string())),
+            Err(error) => Err(self.unreadable(error)),
         }
     }
 
@@ -225,7 +281,7 @@ impl PartitionHandle {
             .shared
             .reader
             .entry_at_time(timestamp_ms, visible.high_watermark)
-            .map_err(|error| internal(error.to_string()))?;
+            .map_err(|error| self.unreadable(error))?;
         let Some(entry) = found else { return Ok(visible.high_watermark) };
         let batch = BatchView::parse(entry.payload).map_err(|error| internal(error.to_string()))?;
         for record in batch.records().map_err(|error| internal(error.to_string()))? {
@@ -278,7 +334,7 @@ impl PartitionHandle {
             high_watermark: visible.high_watermark,
             log_end_offset: visible.log_end_offset,
             size_bytes: self.shared.reader.size_bytes(),
-            quarantined: self.shared.quarantined.lock().clone(),
+            quarantined: self.quarantined(),
         }
     }
 

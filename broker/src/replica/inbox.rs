@@ -31,6 +31,8 @@ pub(crate) enum Input {
     Synced(Vec<Synced>),
     /// Drive this replica from now on.
     Add(Box<Replica>),
+    /// Its log was found to be damaged.
+    Damaged { group: u64, why: String },
     /// Stop driving a replica; answered when nothing of it is in use any more.
     Remove { group: u64, done: oneshot::Sender<()> },
     /// Other settings.

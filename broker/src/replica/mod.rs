@@ -15,11 +15,12 @@ mod logging;
 mod producers;
 mod raft_log;
 mod retention;
+mod scrubber;
 #[cfg(test)]
 mod simulation;
 mod syncer;
 mod worker;
 
-pub use self::core::{Appended, StateMachine};
+pub use self::core::{Appended, Quarantine, StateMachine};
 pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
 pub use handle::{AppendTicket, PartitionHandle, PartitionStatus};

@@ -149,6 +149,9 @@ impl Worker {
                 }
                 self.sync_queue.remove(group, done);
             }
+            Input::Damaged { group, why } => {
+                self.on(group, |core, effects| core.damaged(why, effects));
+            }
             Input::Configure { group, settings } => {
                 if let Some(replica) = self.replicas.get_mut(&group) {
                     replica.core.log_mut().set_segment_bytes(settings.segment_bytes);
@@ -384,10 +387,10 @@ fn publish(
         leader_changed(replica.shared.group, node, now.term);
         *replica.shared.followers.lock() = replica.core.followers();
     }
-    if let Some(why) = replica.core.broken() {
+    if let Some(quarantine) = replica.core.broken() {
         let mut quarantined = replica.shared.quarantined.lock();
         if quarantined.is_none() {
-            *quarantined = Some(why.to_owned());
+            *quarantined = Some(quarantine.clone());
         }
     }
 }

@@ -194,7 +194,7 @@ impl Door {
                 }
                 v1::PartitionState::Quarantined => {
                     health.under_replicated_partitions += 1;
-                    "has a replica with damaged data".to_owned()
+                    "has a quarantined replica".to_owned()
                 }
                 v1::PartitionState::Unspecified => {
                     health.under_replicated_partitions += 1;
@@ -202,6 +202,15 @@ impl Door {
                 }
             };
             health.problems.push(format!("{topic}/{} {problem}", partition.partition));
+            for replica in &partition.quarantined {
+                health.problems.push(format!(
+                    "{topic}/{} is quarantined on node {}: {}; repair: {}",
+                    partition.partition,
+                    replica.node,
+                    replica.why,
+                    if replica.repair.is_empty() { "not begun" } else { &replica.repair },
+                ));
+            }
         }
         health.healthy = health.problems.is_empty();
         health

@@ -1,9 +1,9 @@
-//! The state of partitions, gathered from their leaders.
+//! The state of partitions, gathered from their leaders and from nodes with damaged replicas.
 //!
-//! Owns: asking every leader at once, and what the answers mean for a partition's state. Never: waits long for a node that
+//! Owns: asking every node at once, and what the answers mean for a partition's state. Never: waits long for a node that
 //! does not answer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,18 +15,31 @@ use crate::cluster::topic_config::complete;
 use crate::cluster::{GroupId, NodeId, PartitionView, TopicView};
 use crate::replica::PartitionStatus;
 
-/// How long a leader has to answer.
-const LEADER_ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a node has to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// What was heard of a group.
+#[derive(Debug, Default)]
+struct GroupState {
+    /// From its leader.
+    led: Option<v1::Partition>,
+    /// From the nodes of replicas that are out of service.
+    quarantined: Vec<v1::QuarantinedReplica>,
+}
 
 impl Door {
     /// A topic with the state of its partitions.
     pub(super) async fn described(&self, topic: &TopicView) -> v1::Topic {
-        let mut states = self.group_states(topic.partitions.iter().map(|place| place.group)).await;
+        let places: Vec<&PartitionView> = topic.partitions.iter().collect();
+        let mut states = self.group_states(&places).await;
         let partitions = topic
             .partitions
             .iter()
             .zip(0_u32..)
-            .map(|(place, number)| self.partition(place, number, states.remove(&place.group)))
+            .map(|(place, number)| {
+                let state = states.remove(&place.group).unwrap_or_default();
+                self.partition(place, number, state)
+            })
             .collect();
         v1::Topic {
             name: topic.name.clone(),
@@ -41,44 +54,58 @@ impl Door {
     pub(super) async fn all_partitions(&self) -> Vec<(String, v1::Partition)> {
         let view = self.node.view();
         let topics: Vec<Arc<TopicView>> = view.topics.values().cloned().collect();
-        let groups =
-            topics.iter().flat_map(|topic| topic.partitions.iter()).map(|place| place.group);
-        let mut states = self.group_states(groups.collect::<Vec<_>>()).await;
+        let places: Vec<&PartitionView> =
+            topics.iter().flat_map(|topic| topic.partitions.iter()).collect();
+        let mut states = self.group_states(&places).await;
         let mut all = Vec::new();
         for topic in &topics {
             for (place, number) in topic.partitions.iter().zip(0_u32..) {
-                let state = states.remove(&place.group);
+                let state = states.remove(&place.group).unwrap_or_default();
                 all.push((topic.name.clone(), self.partition(place, number, state)));
             }
         }
         all
     }
 
-    /// What the leaders of these groups say; groups without a leader, or whose leader does not answer, are missing.
-    async fn group_states(
-        &self,
-        groups: impl IntoIterator<Item = GroupId>,
-    ) -> HashMap<GroupId, v1::Partition> {
+    /// What their leaders say of these groups, and every node of damaged replicas it holds. Groups without a leader, or whose
+    /// leader does not answer, are missing unless such a replica is known.
+    async fn group_states(&self, places: &[&PartitionView]) -> HashMap<GroupId, GroupState> {
         let view = self.node.view();
         let own = self.node.id();
-        let mut states = HashMap::new();
+        let mut states: HashMap<GroupId, GroupState> = HashMap::new();
         let mut elsewhere: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
-        for group in groups {
-            match view.leaders.get(&group) {
-                Some(&(leader, _)) if leader == own => states.extend(self.own_state(group)),
-                Some(&(leader, _)) => elsewhere.entry(leader).or_default().push(group),
-                None => {}
+        for place in places {
+            for (_, node) in place.replicas.iter().filter(|(_, node)| *node != own) {
+                elsewhere.entry(*node).or_default().push(place.group);
             }
         }
-        let asked = elsewhere.into_iter().map(|(leader, group_ids)| async move {
-            let address = self.internal_address_of(leader).ok()?;
+        let wanted: HashSet<GroupId> = places.iter().map(|place| place.group).collect();
+        for (group, led) in wanted.iter().filter_map(|group| self.own_state(*group)) {
+            states.entry(group).or_default().led = Some(led);
+        }
+        for (group, replica) in self.node.quarantined_replicas() {
+            if wanted.contains(&group) {
+                states.entry(group).or_default().quarantined.push(replica);
+            }
+        }
+        let alive = elsewhere.into_iter().filter(|(node, _)| self.node.is_alive(*node));
+        let asked = alive.map(|(node, group_ids)| async move {
+            let address = self.internal_address_of(node).ok()?;
             let request = internal::GetPartitionsRequest { group_ids };
             let answer = self.calls.get_partitions(&address, request);
-            tokio::time::timeout(LEADER_ANSWER_MAX, answer).await.ok()?.ok()
+            Some((node, tokio::time::timeout(ANSWER_MAX, answer).await.ok()?.ok()?))
         });
-        for answer in join_all(asked).await.into_iter().flatten() {
-            let answered = answer.groups.into_iter();
-            states.extend(answered.filter_map(|state| Some((state.group_id, state.partition?))));
+        for (node, answer) in join_all(asked).await.into_iter().flatten() {
+            for state in answer.groups {
+                // Of two who think so the one that others follow is believed.
+                if view.leaders.get(&state.group_id).is_some_and(|(leader, _)| *leader == node) {
+                    states.entry(state.group_id).or_default().led = state.partition;
+                }
+            }
+            for quarantined in answer.quarantined {
+                let state = states.entry(quarantined.group_id).or_default();
+                state.quarantined.extend(quarantined.replica);
+            }
         }
         states
     }
@@ -93,14 +120,10 @@ impl Door {
     }
 
     /// Puts together what the leader says and what everybody knows.
-    fn partition(
-        &self,
-        place: &PartitionView,
-        number: u32,
-        answered: Option<v1::Partition>,
-    ) -> v1::Partition {
+    fn partition(&self, place: &PartitionView, number: u32, known: GroupState) -> v1::Partition {
         let replicas: Vec<NodeId> = place.replicas.iter().map(|&(_, node)| node).collect();
-        let Some(mut partition) = answered else {
+        let GroupState { led, quarantined } = known;
+        let Some(mut partition) = led else {
             // The leader did not answer, or there is none. One that is not alive will soon be no leader.
             let view = self.node.view();
             let (leader, epoch) = view.leaders.get(&place.group).copied().unwrap_or_default();
@@ -116,20 +139,19 @@ impl Door {
                 epoch,
                 replicas,
                 state: state.into(),
+                quarantined,
                 ..v1::Partition::default()
             };
         };
         partition.partition = number;
-        if partition.state() == v1::PartitionState::Unspecified {
-            let is_whole = replicas.iter().all(|node| partition.in_sync.contains(node));
-            let state = if is_whole {
-                v1::PartitionState::Healthy
-            } else {
-                v1::PartitionState::UnderReplicated
-            };
-            partition.set_state(state);
-        }
+        let is_whole = replicas.iter().all(|node| partition.in_sync.contains(node));
+        partition.set_state(match (quarantined.is_empty(), is_whole) {
+            (false, _) => v1::PartitionState::Quarantined,
+            (true, true) => v1::PartitionState::Healthy,
+            (true, false) => v1::PartitionState::UnderReplicated,
+        });
         partition.replicas = replicas;
+        partition.quarantined = quarantined;
         partition
     }
 }
@@ -142,10 +164,6 @@ pub(super) fn replication_factor(topic: &TopicView) -> u32 {
 
 /// What a leader says of its partition; number and replicas are for the asker to add.
 fn from_status(status: &PartitionStatus, node: NodeId) -> v1::Partition {
-    let state = match status.quarantined {
-        Some(_) => v1::PartitionState::Quarantined,
-        None => v1::PartitionState::Unspecified,
-    };
     v1::Partition {
         partition: 0,
         leader: node,
@@ -155,6 +173,6 @@ fn from_status(status: &PartitionStatus, node: NodeId) -> v1::Partition {
         log_start_offset: wire_offset(status.log_start_offset),
         high_watermark: wire_offset(status.high_watermark),
         size_bytes: status.size_bytes,
-        state: state.into(),
+        ..v1::Partition::default()
     }
 }

@@ -3,6 +3,7 @@
 //! Owns: nothing; turns calls into calls of [`crate::cluster::Node`]. A call that was passed on ends here: it is never
 //! passed on again, so two nodes that each take the other for the leader cannot send it in circles.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use highwater_proto::internal::node_service_server::NodeService;
@@ -69,19 +70,39 @@ impl NodeService for Nodes {
         answer(outcome.map(|outcome| internal::ProposeMetadataResponse { outcome: Some(outcome) }))
     }
 
+    async fn fetch_entries(
+        &self,
+        request: Request<internal::FetchEntriesRequest>,
+    ) -> Result<Response<internal::FetchEntriesResponse>, Status> {
+        let node = self.door.node.clone();
+        // Cold pages are read from disk: not on the runtime's threads.
+        let read = tokio::task::spawn_blocking(move || node.fetch_entries(request.get_ref()));
+        let fetched = read.await.unwrap_or_else(|error| {
+            Err(BrokerError::Internal(format!("reading entries failed: {error}")))
+        });
+        answer(fetched)
+    }
+
     async fn get_partitions(
         &self,
         request: Request<internal::GetPartitionsRequest>,
     ) -> Result<Response<internal::GetPartitionsResponse>, Status> {
-        let groups = request.into_inner().group_ids.into_iter();
-        let groups = groups
-            .filter_map(|group| self.door.own_state(group))
-            .map(|(group_id, partition)| internal::GroupState {
+        let wanted: HashSet<u64> = request.into_inner().group_ids.into_iter().collect();
+        let led = wanted.iter().filter_map(|&group| self.door.own_state(group));
+        let groups = led.map(|(group_id, partition)| {
+            let partition = Some(partition);
+            internal::GroupState { group_id, partition }
+        });
+        let groups = groups.collect();
+        let quarantined = self.door.node.quarantined_replicas().into_iter();
+        let quarantined = quarantined
+            .filter(|(group, _)| wanted.contains(group))
+            .map(|(group_id, replica)| internal::QuarantinedGroup {
                 group_id,
-                partition: Some(partition),
+                replica: Some(replica),
             })
             .collect();
-        Ok(Response::new(internal::GetPartitionsResponse { groups }))
+        Ok(Response::new(internal::GetPartitionsResponse { groups, quarantined }))
     }
 
     async fn forward_produce(

@@ -141,6 +141,17 @@ impl PeerCalls for GrpcPeerCalls {
         self.call(address, request, Duration::ZERO, call).await
     }
 
+    async fn fetch_entries(
+        &self,
+        address: &str,
+        request: internal::FetchEntriesRequest,
+    ) -> Result<internal::FetchEntriesResponse, PeerError> {
+        let call = |mut client: NodeServiceClient<Channel>, request| async move {
+            client.fetch_entries(request).await
+        };
+        self.call(address, request, Duration::ZERO, call).await
+    }
+
     async fn get_partitions(
         &self,
         address: &str,

@@ -9,6 +9,7 @@ mod founding;
 mod full_disk;
 mod nodes;
 mod processes;
+mod repair;
 mod topic_life;
 
 use std::collections::BTreeSet;

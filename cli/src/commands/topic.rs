@@ -112,7 +112,22 @@ fn describe(topic: &TopicShape) -> String {
         &["key", "value"],
         topic.config.iter().map(|(key, value)| [key.clone(), human_setting(key, value)]),
     );
-    format!("topic {}, id {}\n\n{partitions}\n{config}", topic.name, topic.id)
+    let quarantined = topic.partitions.iter().flat_map(|partition| {
+        partition.quarantined.iter().map(move |replica| {
+            [
+                partition.partition.to_string(),
+                replica.node.to_string(),
+                replica.why.clone(),
+                or_dash(Some(&replica.repair).filter(|repair| !repair.is_empty())),
+            ]
+        })
+    });
+    let quarantined: Vec<[String; 4]> = quarantined.collect();
+    let quarantined = match quarantined.is_empty() {
+        true => String::new(),
+        false => table(&["partition", "node", "quarantined because", "repair"], quarantined) + "\n",
+    };
+    format!("topic {}, id {}\n\n{partitions}\n{quarantined}{config}", topic.name, topic.id)
 }
 
 fn option_table(options: &[OptionShape]) -> String {

@@ -57,6 +57,7 @@ fn topic_describe_prints_partitions_and_configuration() {
                 high_watermark: 42,
                 size_bytes: 65_536,
                 state: PartitionState::UnderReplicated,
+                quarantined: vec![],
             },
             PartitionDescription {
                 partition: 1,
@@ -67,12 +68,17 @@ fn topic_describe_prints_partitions_and_configuration() {
                 log_start_offset: 0,
                 high_watermark: 0,
                 size_bytes: 0,
-                state: PartitionState::Leaderless,
+                state: PartitionState::Quarantined,
+                quarantined: vec![QuarantinedReplica {
+                    node: 1,
+                    why: "rot".to_owned(),
+                    repair: String::new(),
+                }],
             },
         ],
         config: BTreeMap::from([("retention.ms".to_owned(), "604800000".to_owned())]),
     };
-    assert_snapshot!(json(&TopicShape::from(topic)), @r#"{"name":"orders","id":"7a6c","partitions":[{"partition":0,"leader":2,"epoch":5,"replicas":[2,3,1],"in_sync":[2,3],"log_start_offset":10,"high_watermark":42,"size_bytes":65536,"state":"under-replicated"},{"partition":1,"leader":null,"epoch":0,"replicas":[3,1,2],"in_sync":[],"log_start_offset":0,"high_watermark":0,"size_bytes":0,"state":"leaderless"}],"config":{"retention.ms":"604800000"}}"#);
+    assert_snapshot!(json(&TopicShape::from(topic)), @r#"{"name":"orders","id":"7a6c","partitions":[{"partition":0,"leader":2,"epoch":5,"replicas":[2,3,1],"in_sync":[2,3],"log_start_offset":10,"high_watermark":42,"size_bytes":65536,"state":"under-replicated"},{"partition":1,"leader":null,"epoch":0,"replicas":[3,1,2],"in_sync":[],"log_start_offset":0,"high_watermark":0,"size_bytes":0,"state":"quarantined","quarantined":[{"node":1,"why":"rot","repair":""}]}],"config":{"retention.ms":"604800000"}}"#);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 use super::waiters::Waiter;
 use super::{
     Answer, Appended, COMMAND_BYTES_MAX, Core, Derived, Effects, Proposal, ProposalBody,
-    UNCOMMITTED_BYTES_MAX,
+    Quarantine, UNCOMMITTED_BYTES_MAX,
 };
 use crate::error::BrokerError;
 use crate::replica::envelope::{EntryKind, Envelope};
@@ -50,7 +50,7 @@ impl Core {
 
     /// Why proposals cannot be taken now, if they cannot.
     fn refusal(&self) -> Option<Box<dyn Fn() -> BrokerError + '_>> {
-        if let Some(why) = &self.broken {
+        if let Some(Quarantine { why, .. }) = &self.broken {
             return Some(Box::new(move || BrokerError::Quarantined { why: why.clone() }));
         }
         if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
@@ -213,7 +213,7 @@ impl Core {
         for waiter in at_append {
             let answer = match &self.broken {
                 None => Ok(Answer::Appended(waiter.appended)),
-                Some(why) => Err(BrokerError::Quarantined { why: why.clone() }),
+                Some(Quarantine { why, .. }) => Err(BrokerError::Quarantined { why: why.clone() }),
             };
             effects.answers.push((waiter.token, answer));
         }

@@ -10,7 +10,10 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 use raft::{Ready, SnapshotStatus};
 
-use super::{Answer, AppendedAck, Core, Derived, Effects, Outbound, Persist, Unpersisted, rebuild};
+use super::{
+    Answer, AppendedAck, Core, Derived, Effects, Outbound, Persist, Quarantine, Unpersisted,
+    rebuild,
+};
 use crate::replica::convert;
 use crate::replica::envelope::{self, Described, EntryKind};
 use crate::replica::producers::{Produced, Producers};
@@ -29,7 +32,8 @@ impl Core {
         while self.broken.is_none() && self.raw.has_ready() {
             let ready = self.raw.ready();
             if let Err(error) = self.handle_one(ready, effects) {
-                self.quarantine(format!("the log cannot be written: {error}"));
+                let why = format!("the log cannot be written: {error}");
+                self.take_out(Quarantine { why, is_damage: error.is_corrupt() });
             }
             self.notice_damage();
         }

@@ -290,7 +290,7 @@ impl World {
             running.core.files().store_checkpoint(&checkpoint).expect("a checkpoint is written");
         }
         if let Some(why) = running.core.broken() {
-            panic!("replica on node {node} quarantined: {why}\n{}", self.trace);
+            panic!("replica on node {node} quarantined: {why:?}\n{}", self.trace);
         }
         for outbound in messages {
             let (to, wants_appended) = (outbound.message.to - 100, outbound.wants_appended);

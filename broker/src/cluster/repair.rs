@@ -1,0 +1,304 @@
+//! Mending damaged replicas with the entries of others.
+//!
+//! Owns: which replicas are out of service and why, whom to ask for entries, and when to try again. Never: decides that an
+//! entry is the right one (`highwater_storage::Repair` proves that), and never deletes what is damaged.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use highwater_proto::internal::{FetchEntriesRequest, FetchEntriesResponse, LogEntry};
+use highwater_proto::v1::QuarantinedReplica;
+use highwater_storage::{EntryMeta, Gap, Repair, StorageError, StoredEntry};
+use tokio::sync::Semaphore;
+
+use super::node::Node;
+use super::{GroupId, METADATA_GROUP, NodeId};
+use crate::error::BrokerError;
+use crate::replica::{Quarantine, ReplicaError};
+
+/// Pause between two looks for damaged replicas.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// Replicas that are repaired at the same time.
+const REPAIRS_MAX: usize = 2;
+/// Pause after a repair that came no further, since no other replica had what is needed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Payload of the entries that are asked for at once.
+const FETCH_BYTES: u64 = 2 << 20;
+
+const _: () = assert!(FETCH_BYTES + highwater_proto::batch::BATCH_BYTES_MAX as u64 <= 7 << 20);
+
+/// A replica that is on disk here and not in service.
+#[derive(Clone, Debug)]
+pub(super) struct OutOfService {
+    pub(super) quarantine: Quarantine,
+    /// How its repair goes, for people; empty before it begins.
+    pub(super) repair: String,
+}
+
+impl OutOfService {
+    pub(super) fn new(error: &ReplicaError) -> Self {
+        let is_damage = matches!(error, ReplicaError::Storage(error) if error.is_corrupt());
+        Self { quarantine: Quarantine { why: error.to_string(), is_damage }, repair: String::new() }
+    }
+}
+
+/// Why a repair came to nothing.
+enum Stuck {
+    /// It may work later.
+    ForNow(String),
+    /// It will not.
+    ForGood(String),
+}
+
+impl Node {
+    /// Runs until the node stops: repairs what is damaged, a few replicas at a time.
+    pub(super) async fn repair_loop(self) {
+        let slots = Semaphore::new(REPAIRS_MAX);
+        // Groups that are being repaired, or cannot be.
+        let mut taken = BTreeSet::new();
+        let mut repairs = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = self.inner.cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK_PAUSE) => {
+                    for group in self.damaged() {
+                        if taken.insert(group) {
+                            repairs.push(self.repair_until_done(group, &slots));
+                        }
+                    }
+                }
+                Some(repaired) = repairs.next() => {
+                    if let Some(group) = repaired {
+                        taken.remove(&group);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Repairs a replica, however long that takes; answers its group unless it cannot be done.
+    async fn repair_until_done(&self, group: GroupId, slots: &Semaphore) -> Option<GroupId> {
+        loop {
+            match self.repair(group, slots).await {
+                Ok(()) => return Some(group),
+                Err(Stuck::ForNow(why)) => self.wait_for_others(group, &why).await,
+                Err(Stuck::ForGood(why)) => {
+                    tracing::error!(group, %why, "the replica cannot be repaired");
+                    self.inner.deps.metrics.repaired(false, 0);
+                    self.note_repair(group, format!("not possible: {why}"));
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_others(&self, group: GroupId, why: &str) {
+        self.note_repair(group, format!("waiting: {why}"));
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+
+    /// Groups whose replicas here have damaged data.
+    fn damaged(&self) -> Vec<GroupId> {
+        let unusable = self.inner.unusable.lock();
+        let closed = unusable.iter().filter(|(_, out)| out.quarantine.is_damage).map(|(g, _)| *g);
+        let open = self.inner.engine.all().into_iter();
+        let open = open.filter(|(_, handle)| handle.quarantined().is_some_and(|q| q.is_damage));
+        closed.chain(open.map(|(group, _)| group)).collect()
+    }
+
+    /// Every replica on this node that is out of service.
+    pub fn quarantined_replicas(&self) -> Vec<(GroupId, QuarantinedReplica)> {
+        let replica =
+            |why: String, repair: String| QuarantinedReplica { node: self.inner.id, why, repair };
+        let unusable = self.inner.unusable.lock();
+        let closed = unusable
+            .iter()
+            .map(|(group, out)| (*group, replica(out.quarantine.why.clone(), out.repair.clone())));
+        let open = self.inner.engine.all().into_iter().filter_map(|(group, handle)| {
+            let quarantine = handle.quarantined().filter(|_| !unusable.contains_key(&group))?;
+            Some((group, replica(quarantine.why, String::new())))
+        });
+        closed.chain(open).collect()
+    }
+
+    fn note_repair(&self, group: GroupId, repair: String) {
+        if let Some(out) = self.inner.unusable.lock().get_mut(&group)
+            && out.repair != repair
+        {
+            tracing::info!(group, %repair, "repair of a damaged replica");
+            out.repair = repair;
+        }
+    }
+
+    async fn repair(&self, group: GroupId, slots: &Semaphore) -> Result<(), Stuck> {
+        if let Some(quarantine) = self.inner.engine.get(group).and_then(|h| h.quarantined()) {
+            let out = OutOfService { quarantine, repair: String::new() };
+            self.inner.unusable.lock().insert(group, out);
+            self.inner.engine.take_out(group).await;
+        }
+        let Ok(_slot) = slots.acquire().await else { return Ok(()) };
+        self.note_repair(group, "looking for what is damaged".into());
+        let engine = self.inner.engine.clone();
+        let mut repair = match self.off_thread(move || engine.begin_repair(group)).await {
+            Ok(repair) => repair,
+            Err(ReplicaError::Storage(error @ StorageError::Corrupt { .. })) => {
+                return Err(Stuck::ForGood(error.to_string()));
+            }
+            Err(error) => return Err(Stuck::ForNow(error.to_string())),
+        };
+        let mut entries = 0;
+        while let Some(gap) = repair.gap() {
+            let filled;
+            (repair, filled) = self.fill(group, gap, repair).await;
+            match filled {
+                Ok(count) => entries += count,
+                Err(Stuck::ForNow(why)) => self.wait_for_others(group, &why).await,
+                Err(stuck) => return Err(stuck),
+            }
+        }
+        let segments = repair.segments_repaired();
+        drop(repair);
+        let node = self.clone();
+        if let Err(error) = self.off_thread(move || node.reopen(group)).await {
+            // Beside the log there are small files, and those cannot be mended from entries.
+            self.set_unusable(group, &error);
+            return Err(Stuck::ForGood(error.to_string()));
+        }
+        self.inner.unusable.lock().remove(&group);
+        self.inner.deps.metrics.repaired(true, entries);
+        tracing::info!(
+            group,
+            segments,
+            entries,
+            "a damaged replica is repaired and in service again"
+        );
+        Ok(())
+    }
+
+    /// Fills what it can of the gap from the first replica that has the right entries; answers how many.
+    async fn fill(
+        &self,
+        group: GroupId,
+        gap: Gap,
+        mut repair: Repair,
+    ) -> (Repair, Result<u64, Stuck>) {
+        let addresses = match self.holders(group) {
+            Ok(addresses) => addresses,
+            Err(stuck) => return (repair, Err(stuck)),
+        };
+        let mut answers = Vec::new();
+        for (node, address) in addresses {
+            let (first, last) = (gap.first_index, gap.end_index - 1);
+            self.note_repair(group, format!("fetching entries {first} to {last} from node {node}"));
+            let request = FetchEntriesRequest {
+                group_id: group,
+                first_index: gap.first_index,
+                end_index: gap.end_index,
+            };
+            let answer = match self.inner.deps.calls.fetch_entries(&address, request).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    answers.push(error.to_string());
+                    continue;
+                }
+            };
+            let count = answer.entries.len() as u64;
+            let supplying = self.off_thread(move || {
+                let entries: Vec<StoredEntry> = answer.entries.into_iter().map(stored).collect();
+                let outcome = repair.supply(&entries, answer.next_term, answer.committed_index);
+                (repair, outcome)
+            });
+            let outcome;
+            (repair, outcome) = supplying.await;
+            match outcome {
+                Ok(()) if count > 0 => return (repair, Ok(count)),
+                Ok(()) => answers.push(format!("node {node} has none of them")),
+                // What came is not what was lost, and the segment begins anew.
+                Err(error) => return (repair, Err(Stuck::ForNow(error.to_string()))),
+            }
+        }
+        (repair, Err(Stuck::ForNow(answers.join("; "))))
+    }
+
+    /// The other nodes that hold a replica of a group, with their addresses.
+    fn holders(&self, group: GroupId) -> Result<Vec<(NodeId, String)>, Stuck> {
+        let nodes = self.inner.engine.nodes_of(group);
+        let nodes = nodes.map_err(|error| Stuck::ForGood(error.to_string()))?;
+        let view = self.view();
+        // Without metadata the founding members are known, and those hold the metadata group.
+        let founding = self.inner.founder.promises.held().unwrap_or_default();
+        let address = |node: NodeId| {
+            let known = view.nodes.get(&node).map(|node| node.internal_address.clone());
+            let founder = || founding.members.iter().find(|member| member.node_id == node);
+            known.or_else(|| founder().map(|member| member.internal_address.clone()))
+        };
+        let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != self.inner.id).collect();
+        if others.is_empty() {
+            return Err(Stuck::ForGood("no other node holds a replica of it".into()));
+        }
+        Ok(others.into_iter().filter_map(|node| Some((node, address(node)?))).collect())
+    }
+
+    fn reopen(&self, group: GroupId) -> Result<(), ReplicaError> {
+        if group == METADATA_GROUP {
+            return self.open_metadata();
+        }
+        let settings = self.settings_of(group);
+        self.inner.engine.open(group, settings, None).map(drop)
+    }
+
+    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        match self.inner.deps.tasks.spawn_blocking(work).await {
+            Ok(done) => done,
+            // The runtime cancels it only when it ends, and then nobody waits here.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Answers NodeService.FetchEntries.
+    pub fn fetch_entries(
+        &self,
+        request: &FetchEntriesRequest,
+    ) -> Result<FetchEntriesResponse, BrokerError> {
+        let Some(handle) = self.inner.engine.get(request.group_id) else {
+            return Err(BrokerError::NotReady {
+                why: format!("no replica of group {} is in service here", request.group_id),
+            });
+        };
+        let (entries, next_term, committed_index) =
+            handle.entries(request.first_index, request.end_index, FETCH_BYTES)?;
+        let entries = entries.into_iter().map(wire).collect();
+        Ok(FetchEntriesResponse { entries, next_term, committed_index })
+    }
+}
+
+fn wire(entry: StoredEntry) -> LogEntry {
+    LogEntry {
+        index: entry.meta.index,
+        term: entry.meta.term,
+        kind: u32::from(entry.meta.kind),
+        offset_span: entry.meta.offset_span,
+        base_offset: entry.base_offset,
+        append_time_ms: entry.meta.append_time_ms,
+        max_timestamp_ms: entry.meta.max_timestamp_ms,
+        payload: entry.payload,
+    }
+}
+
+fn stored(entry: LogEntry) -> StoredEntry {
+    StoredEntry {
+        meta: EntryMeta {
+            index: entry.index,
+            term: entry.term,
+            // One that is out of range is of a newer version, and is met as such when it is read.
+            kind: u8::try_from(entry.kind).unwrap_or(u8::MAX),
+            offset_span: entry.offset_span,
+            append_time_ms: entry.append_time_ms,
+            max_timestamp_ms: entry.max_timestamp_ms,
+        },
+        base_offset: entry.base_offset,
+        payload: entry.payload,
+    }
+}

@@ -1,0 +1,163 @@
+//! Rot on one node's disk: it is found, never served, and mended with the entries of the others.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use highwater_proto::v1;
+
+use super::nodes::*;
+use crate::harness::*;
+
+/// Four of these make more than a segment.
+const VALUE_BYTES: usize = 300 << 10;
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Flips one byte, as a disk might.
+fn rot(path: &Path, at: u64) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+fn was_repaired(dir: &Path) -> bool {
+    std::fs::read_dir(dir.join("damaged")).is_ok_and(|mut files| files.next().is_some())
+}
+
+async fn create(nodes: &Nodes, replication_factor: u32) -> u64 {
+    let create = v1::TopicServiceCreateRequest {
+        name: "orders".into(),
+        partitions: 1,
+        replication_factor,
+        config: [("segment.bytes".into(), "1048576".into())].into(),
+    };
+    nodes.clients(0).topics().create(create).await.unwrap();
+    nodes.groups("orders")[0]
+}
+
+async fn publish(nodes: &Nodes, leader: usize, batches: usize) {
+    for number in 0..batches {
+        let value = format!("{number:08}").repeat(VALUE_BYTES / 8);
+        nodes.produce(leader, "orders", v1::Acks::QuorumFsync, &value, 10_000).await.unwrap();
+    }
+}
+
+async fn fetch_all(nodes: &Nodes, place: usize) -> Vec<v1::FetchedRecord> {
+    let mut records = Vec::new();
+    let mut at = start();
+    loop {
+        let page = nodes.clients(place).fetch("orders", 0, at).await.unwrap();
+        records.extend(page.records);
+        if page.next_offset == page.high_watermark {
+            return records;
+        }
+        at = v1::position::At::Offset(page.next_offset);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rot_found_at_the_start_is_mended_and_nothing_is_lost() {
+    let mut nodes = Nodes::start(|_| {}).await;
+    let group = create(&nodes, 3).await;
+    let leader = nodes.leader(group).await;
+    publish(&nodes, leader, 12).await;
+    let before = fetch_all(&nodes, leader).await;
+    let victim = (leader + 1) % 3;
+    until("the victim being level", || async { nodes.status(victim, group).high_watermark == 12 })
+        .await;
+    nodes.stop(victim).await;
+    let dir = nodes.group_dir(victim, group);
+    let files = segments(&dir);
+    assert!(files.len() > 3);
+    // In a payload of a sealed segment, whose index file vouches for it; in the header of another segment; and in the
+    // metadata group's log.
+    rot(&files[1], 128 + 200_000);
+    std::fs::remove_file(files[1].with_extension("index")).unwrap();
+    rot(&files[2], 20);
+    rot(segments(&nodes.group_dir(victim, 0)).last().unwrap(), 128 + 84);
+    nodes.run(victim).await;
+    nodes.all_ready().await;
+    until("the repair", || async {
+        let repaired = was_repaired(&dir) && was_repaired(&nodes.group_dir(victim, 0));
+        let back = nodes.broker(victim).node().replica(group);
+        repaired && back.is_some_and(|replica| replica.status().high_watermark == 12)
+    })
+    .await;
+    nodes.transfer("orders", 0, victim).await;
+    assert_eq!(fetch_all(&nodes, victim).await, before);
+    let health = nodes.clients(victim).cluster();
+    until("a healthy cluster", || async {
+        let mut health = health.clone();
+        health.get_health(v1::GetHealthRequest {}).await.unwrap().into_inner().healthy
+    })
+    .await;
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rot_under_a_leader_is_found_by_the_scrub_and_mended() {
+    let mut nodes = Nodes::start(|config| config.storage.scrub_bytes_per_s = 1 << 30).await;
+    let group = create(&nodes, 3).await;
+    let leader = nodes.leader(group).await;
+    publish(&nodes, leader, 12).await;
+    let before = fetch_all(&nodes, leader).await;
+    let dir = nodes.group_dir(leader, group);
+    rot(&segments(&dir)[1], 128 + 200_000);
+    until("the repair", || async {
+        was_repaired(&dir) && nodes.broker(leader).node().replica(group).is_some()
+    })
+    .await;
+    let found = nodes.leader(group).await;
+    assert_eq!(fetch_all(&nodes, found).await, before, "whoever leads meanwhile");
+    nodes.transfer("orders", 0, leader).await;
+    assert_eq!(fetch_all(&nodes, leader).await, before);
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rot_that_nobody_can_mend_is_shown_and_never_served_or_cut() {
+    let mut nodes = Nodes::start(|config| config.storage.scrub_bytes_per_s = 0).await;
+    let group = create(&nodes, 1).await;
+    let holds = |place: usize| nodes.broker(place).node().replica(group).is_some();
+    until("the replica", || async { (0..3).any(holds) }).await;
+    let place = (0..3).find(|place| holds(*place)).unwrap();
+    until("a leader", || async { nodes.status(place, group).is_leader }).await;
+    publish(&nodes, place, 12).await;
+    let dir = nodes.group_dir(place, group);
+    let files = segments(&dir);
+    rot(&files[1], 128 + 200_000);
+    // A reader comes upon it.
+    let offset = v1::position::At::Offset(3);
+    until("the rot being refused", || async {
+        let fetched = nodes.clients(place).fetch("orders", 0, offset).await;
+        !fetched.is_ok_and(|page| !page.records.is_empty())
+    })
+    .await;
+    let asked = (place + 1) % 3;
+    until("the quarantine being shown", || async {
+        let request = v1::TopicServiceGetRequest { name: "orders".into() };
+        let topic = nodes.clients(asked).topics().get(request).await.unwrap().into_inner();
+        let partition = topic.topic.unwrap().partitions.remove(0);
+        let mut shown = partition.quarantined.iter();
+        shown.any(|replica| {
+            replica.node == place as u64 + 1
+                && replica.why.contains("corrupt at index")
+                && replica.repair.contains("no other node")
+        })
+    })
+    .await;
+    let health = nodes.clients(asked).cluster().get_health(v1::GetHealthRequest {}).await;
+    let problems = health.unwrap().into_inner().problems.join("\n");
+    assert!(problems.contains("orders/0 is quarantined on node"), "{problems}");
+    assert_eq!(segments(&dir), files, "nothing is cut or removed");
+    nodes.stop_all().await;
+}

@@ -12,7 +12,7 @@ use highwater_proto::{internal, v1};
 
 use super::door::{Door, wire_offset};
 use crate::cluster::topic_config::complete;
-use crate::cluster::{GroupId, NodeId, PartitionView, TopicView};
+use crate::cluster::{ClusterView, GroupId, NodeId, PartitionView, TopicView};
 use crate::replica::PartitionStatus;
 
 /// How long a node has to answer.
@@ -31,14 +31,15 @@ impl Door {
     /// A topic with the state of its partitions.
     pub(super) async fn described(&self, topic: &TopicView) -> v1::Topic {
         let places: Vec<&PartitionView> = topic.partitions.iter().collect();
-        let mut states = self.group_states(&places).await;
+        let view = self.node.view();
+        let mut states = self.group_states(&view, &places).await;
         let partitions = topic
             .partitions
             .iter()
             .zip(0_u32..)
             .map(|(place, number)| {
                 let state = states.remove(&place.group).unwrap_or_default();
-                self.partition(place, number, state)
+                self.partition(&view, place, number, state)
             })
             .collect();
         v1::Topic {
@@ -56,12 +57,12 @@ impl Door {
         let topics: Vec<Arc<TopicView>> = view.topics.values().cloned().collect();
         let places: Vec<&PartitionView> =
             topics.iter().flat_map(|topic| topic.partitions.iter()).collect();
-        let mut states = self.group_states(&places).await;
+        let mut states = self.group_states(&view, &places).await;
         let mut all = Vec::new();
         for topic in &topics {
             for (place, number) in topic.partitions.iter().zip(0_u32..) {
                 let state = states.remove(&place.group).unwrap_or_default();
-                all.push((topic.name.clone(), self.partition(place, number, state)));
+                all.push((topic.name.clone(), self.partition(&view, place, number, state)));
             }
         }
         all
@@ -69,8 +70,11 @@ impl Door {
 
     /// What their leaders say of these groups, and every node of damaged replicas it holds. Groups without a leader, or whose
     /// leader does not answer, are missing unless such a replica is known.
-    async fn group_states(&self, places: &[&PartitionView]) -> HashMap<GroupId, GroupState> {
-        let view = self.node.view();
+    async fn group_states(
+        &self,
+        view: &ClusterView,
+        places: &[&PartitionView],
+    ) -> HashMap<GroupId, GroupState> {
         let own = self.node.id();
         let mut states: HashMap<GroupId, GroupState> = HashMap::new();
         let mut elsewhere: BTreeMap<NodeId, Vec<GroupId>> = BTreeMap::new();
@@ -119,13 +123,18 @@ impl Door {
         status.is_leader.then_some((group, partition))
     }
 
-    /// Puts together what the leader says and what everybody knows.
-    fn partition(&self, place: &PartitionView, number: u32, known: GroupState) -> v1::Partition {
+    /// Puts together what the leader says and what everybody knew before it was asked.
+    fn partition(
+        &self,
+        view: &ClusterView,
+        place: &PartitionView,
+        number: u32,
+        known: GroupState,
+    ) -> v1::Partition {
         let replicas: Vec<NodeId> = place.replicas.iter().map(|&(_, node)| node).collect();
         let GroupState { led, quarantined } = known;
         let Some(mut partition) = led else {
             // The leader did not answer, or there is none. One that is not alive will soon be no leader.
-            let view = self.node.view();
             let (leader, epoch) = view.leaders.get(&place.group).copied().unwrap_or_default();
             let state = if leader == 0 || !self.node.is_alive(leader) {
                 v1::PartitionState::Leaderless

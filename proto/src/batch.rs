@@ -28,6 +28,7 @@
 
 mod builder;
 mod codec;
+mod compact;
 mod header;
 mod record;
 #[cfg(test)]
@@ -37,6 +38,7 @@ mod varint;
 mod view;
 
 pub use builder::BatchBuilder;
+pub use compact::{CompactRecord, Compacted};
 pub use header::{BatchHeader, restamp_producer, sequence_add, stamped_prefix};
 pub use record::RecordView;
 pub use validate::{BatchLimits, ValidateDepth, validate};

@@ -20,6 +20,7 @@ const ATTRIBUTES_CODEC: i16 = 0b0000_0111;
 const ATTRIBUTE_LOG_APPEND_TIME: i16 = 1 << 3;
 const ATTRIBUTE_TRANSACTIONAL: i16 = 1 << 4;
 const ATTRIBUTE_CONTROL: i16 = 1 << 5;
+const ATTRIBUTE_DELETE_HORIZON: i16 = 1 << 6;
 
 /// The header of a batch, decoded.
 ///
@@ -163,6 +164,17 @@ impl BatchHeader {
     /// Whether the batch holds markers that are not for users.
     pub fn is_control(&self) -> bool {
         self.attributes & ATTRIBUTE_CONTROL != 0
+    }
+
+    /// From when on the batch's tombstones may go, in milliseconds since the Unix epoch; only compaction says so. The base
+    /// timestamp then holds it, and records' deltas count from it.
+    pub fn delete_horizon_ms(&self) -> Option<i64> {
+        (self.attributes & ATTRIBUTE_DELETE_HORIZON != 0).then_some(self.base_timestamp_ms)
+    }
+
+    /// The same header, saying that its base timestamp is the delete horizon.
+    pub(super) fn with_delete_horizon(self) -> Self {
+        Self { attributes: self.attributes | ATTRIBUTE_DELETE_HORIZON, ..self }
     }
 
     /// Whether the batch has a producer id and is to be deduplicated.

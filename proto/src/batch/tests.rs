@@ -210,6 +210,7 @@ fn validation_holds_batches_to_the_limits_it_is_given() {
         batch_bytes_max: 100,
         decompressed_bytes_max: 5_000,
         records_max: 2,
+        ..BatchLimits::default()
     };
     let check = |batch: &[u8]| validate(batch, STRUCTURE, &limits);
     check(&one_record(b"123456789")).unwrap();

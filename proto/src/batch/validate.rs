@@ -30,6 +30,8 @@ pub struct BatchLimits {
     pub decompressed_bytes_max: usize,
     /// Most records.
     pub records_max: u32,
+    /// Every record needs a key: compaction would not know what to do with one that has none.
+    pub keys_required: bool,
 }
 
 impl Default for BatchLimits {
@@ -39,6 +41,7 @@ impl Default for BatchLimits {
             batch_bytes_max: BATCH_BYTES_MAX,
             decompressed_bytes_max: DECOMPRESSED_BYTES_MAX,
             records_max: RECORDS_MAX,
+            keys_required: false,
         }
     }
 }
@@ -134,6 +137,9 @@ fn check_records(
         }
         if i64::from(record.offset_delta) != i64::from(index) {
             return Err(malformed("its offset delta is not its position in the batch"));
+        }
+        if limits.keys_required && record.key.is_none() {
+            return Err(malformed("it has no key, and the topic is compacted by key"));
         }
         let timestamp_ms = header
             .base_timestamp_ms

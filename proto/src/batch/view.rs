@@ -42,14 +42,18 @@ impl BatchView {
     /// # Errors
     /// If the codec is unknown, the data is damaged, or it decompresses to more than [`DECOMPRESSED_BYTES_MAX`].
     pub fn records(&self) -> Result<Records, BatchError> {
+        Ok(Records::new(self.header, self.decompressed()?))
+    }
+
+    /// The bytes of the records, decompressed within limits.
+    pub(super) fn decompressed(&self) -> Result<Bytes, BatchError> {
         let encoded = self.bytes.slice(HEADER_BYTES..);
-        let data = match self.header.compression()? {
+        Ok(match self.header.compression()? {
             Compression::None => encoded,
             compression => {
                 Bytes::from(codec::decompress(compression, &encoded, DECOMPRESSED_BYTES_MAX)?)
             }
-        };
-        Ok(Records::new(self.header, data))
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod bombs;
+mod compacted;
 mod hostile;
 mod oracle;
 

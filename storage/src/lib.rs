@@ -20,7 +20,9 @@ pub use error::StorageError;
 pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
 pub use identity::{DirLock, Identity};
 pub use log::{
-    EntryMeta, Epoch, Finding, Gap, Log, LogOptions, LogReader, LogStart, RecoveryReport, Repair,
-    ScrubStep, SegmentInfo, Settled, SparePool, StoredEntry, SyncPoint, sync_group,
+    Compacted, CompactedManifest, CompactedReader, CompactedReceiver, CompactedSegment,
+    CompactedWriter, EntryMeta, Epoch, Finding, Gap, Log, LogOptions, LogReader, LogStart,
+    RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool, StagedCompaction,
+    StoredEntry, SyncPoint, Wanted, sync_group,
 };
 pub use small_file::{read_small_file, write_small_file};

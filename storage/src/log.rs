@@ -4,6 +4,7 @@
 //! never syncs appends by itself (`SyncPoint` is for that), never reads a clock, and never looks into a
 //! payload. What it needs from disk at the start is in `recovery`.
 
+mod compacted;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -25,6 +26,10 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use compacted::{
+    Compacted, CompactedManifest, CompactedReader, CompactedReceiver, CompactedSegment,
+    CompactedWriter, StagedCompaction, Wanted,
+};
 pub(crate) use frame::mix;
 pub use reader::LogReader;
 pub use repair::{Gap, Repair};

@@ -13,7 +13,7 @@ use super::frame::{FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::index::{self, Points};
 use super::segment::{self, Cursor, Found};
 use super::state::{SegmentEntry, Shared};
-use super::types::{Epoch, LogStart, StoredEntry};
+use super::types::{Epoch, LogStart, SegmentInfo, StoredEntry};
 use crate::disk::DiskFile;
 use crate::error::{IoContext, StorageError};
 
@@ -46,6 +46,11 @@ impl LogReader {
     /// Bytes in use by all segments, headers included.
     pub fn size_bytes(&self) -> u64 {
         self.shared.state.read().size_bytes
+    }
+
+    /// The segments, oldest first; the last one is active.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        self.shared.state.read().segments.iter().map(|entry| entry.info).collect()
     }
 
     /// Where the kept log begins.

@@ -21,19 +21,36 @@ pub(super) struct Shared {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) index_interval_bytes: u32,
     pub(super) state: RwLock<State>,
-    /// The sealed segments that are open, the least recently opened first.
-    open_sealed: Mutex<VecDeque<Arc<Segment>>>,
+    open_sealed: OpenSealed,
 }
 
 impl Shared {
     pub(super) fn new(disk: Arc<dyn Disk>, index_interval_bytes: u32, state: State) -> Arc<Self> {
-        let open_sealed = Mutex::new(VecDeque::new());
+        let open_sealed = OpenSealed::default();
         Arc::new(Self { disk, index_interval_bytes, state: RwLock::new(state), open_sealed })
     }
 
     /// Remembers that a sealed segment is open, and closes the one that has been open longest.
     pub(super) fn note_open_sealed(&self, segment: &Arc<Segment>) {
-        let mut open = self.open_sealed.lock();
+        self.open_sealed.note(segment);
+    }
+
+    /// Lets go of segments that left the log; the caller retires them.
+    pub(super) fn forget(&self, segments: &[SegmentEntry]) {
+        self.open_sealed.forget(segments.iter().map(|entry| &entry.segment));
+    }
+}
+
+/// The sealed segments that are open, the least recently opened first.
+#[derive(Debug, Default)]
+pub(super) struct OpenSealed {
+    open: Mutex<VecDeque<Arc<Segment>>>,
+}
+
+impl OpenSealed {
+    /// Remembers that a segment is open, and closes the one that has been open longest.
+    pub(super) fn note(&self, segment: &Arc<Segment>) {
+        let mut open = self.open.lock();
         open.retain(|other| !Arc::ptr_eq(other, segment));
         open.push_back(Arc::clone(segment));
         if open.len() > OPEN_SEALED_MAX
@@ -43,11 +60,11 @@ impl Shared {
         }
     }
 
-    /// Lets go of segments that left the log; the caller retires them.
-    pub(super) fn forget(&self, segments: &[SegmentEntry]) {
-        let mut open = self.open_sealed.lock();
-        for entry in segments {
-            open.retain(|other| !Arc::ptr_eq(other, &entry.segment));
+    /// Lets go of segments; the caller retires them.
+    pub(super) fn forget<'a>(&self, segments: impl Iterator<Item = &'a Arc<Segment>>) {
+        let mut open = self.open.lock();
+        for segment in segments {
+            open.retain(|other| !Arc::ptr_eq(other, segment));
         }
     }
 }

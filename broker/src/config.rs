@@ -164,6 +164,8 @@ pub struct TopicsSection {
 /// `storage.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageSection {
+    /// Disk space kept back for what must still be written when the disk is full, in bytes; 0 means none.
+    pub reserve_bytes: u64,
     /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
     pub scrub_bytes_per_s: u64,
 }
@@ -473,6 +475,7 @@ impl Config {
             topics_max: self.limits.topics,
             partitions_max: self.limits.partitions,
             retention_check_ms: self.topics.retention_check_ms,
+            reserve_bytes: self.storage.reserve_bytes,
             scrub_bytes_per_s: self.storage.scrub_bytes_per_s,
             shutdown_ms_max: self.node.shutdown_ms_max,
         }

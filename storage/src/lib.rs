@@ -13,6 +13,7 @@ mod hard_state;
 mod identity;
 mod log;
 mod mapping;
+mod reserve;
 mod small_file;
 
 pub use disk::{Disk, DiskFile, Lease, RealDisk, SimDisk, SimOp};
@@ -25,4 +26,5 @@ pub use log::{
     RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool, StagedCompaction,
     StoredEntry, SyncPoint, Wanted, sync_group,
 };
+pub use reserve::DiskReserve;
 pub use small_file::{read_small_file, write_small_file};

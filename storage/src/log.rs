@@ -657,6 +657,11 @@ impl Log {
         self.shared.state.read().segments.iter().map(|entry| entry.info).collect()
     }
 
+    /// Bytes that a segment may hold, from the next one on.
+    pub fn segment_bytes(&self) -> u64 {
+        self.options.segment_bytes
+    }
+
     /// Changes the size of segments, from the next one on.
     pub fn set_segment_bytes(&mut self, bytes: u64) {
         self.options.segment_bytes = bytes;

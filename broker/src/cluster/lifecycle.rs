@@ -12,7 +12,7 @@ use highwater_proto::internal::{
     NodeStarted, PeerBatch, PromiseFoundingRequest, ProposeMetadataRequest,
     ProposeMetadataResponse,
 };
-use highwater_storage::{DirLock, Identity, StorageError};
+use highwater_storage::{DirLock, DiskReserve, Identity, StorageError};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::watch;
@@ -63,7 +63,16 @@ impl Node {
             },
             error => failed(error),
         })?;
-        let identity = open_identity(&config, &deps).map_err(|error| error.into_start(&failed))?;
+        let reserve =
+            DiskReserve::open(Arc::clone(&deps.disk), &config.data_dir, config.reserve_bytes);
+        let reserve = Arc::new(reserve.map_err(failed)?);
+        let identity = match open_identity(&config, &deps) {
+            Err(IdentityError::Storage(error)) if error.is_disk_full() && reserve.release() => {
+                open_identity(&config, &deps)
+            }
+            outcome => outcome,
+        };
+        let identity = identity.map_err(|error| error.into_start(&failed))?;
         let id = identity.node_id;
         let own = FoundingMember {
             node_id: id,
@@ -82,8 +91,9 @@ impl Node {
         };
         let leadership = Arc::new(Leadership::new(id));
         let fault = watch::Sender::new(None);
-        let engine = Engine::start(engine_config(id, &config, &deps, &leadership, &fault))
-            .map_err(failed)?;
+        let engine =
+            Engine::start(engine_config(id, &config, &deps, &reserve, &leadership, &fault))
+                .map_err(failed)?;
         let is_member = !identity.cluster_id.is_empty();
         let inner = Inner {
             id,
@@ -191,7 +201,12 @@ impl Node {
     pub(super) fn open_metadata(&self) -> Result<(), ReplicaError> {
         let machine = || Box::new(MetadataMachine::new(self.inner.metadata.clone()));
         let settings = PartitionSettings::default();
-        if self.inner.engine.open(METADATA_GROUP, settings, Some(machine()))?.is_none() {
+        let open = || self.inner.engine.open(METADATA_GROUP, settings, Some(machine()));
+        let opened = match open() {
+            Err(ReplicaError::Storage(error)) if error.is_disk_full() => open(),
+            outcome => outcome,
+        };
+        if opened?.is_none() {
             self.create_metadata(machine())?;
         }
         self.refresh_view();
@@ -488,6 +503,7 @@ fn engine_config(
     node: NodeId,
     config: &NodeConfig,
     deps: &NodeDeps,
+    reserve: &Arc<DiskReserve>,
     leadership: &Arc<Leadership>,
     fault: &watch::Sender<Option<String>>,
 ) -> EngineConfig {
@@ -504,6 +520,7 @@ fn engine_config(
         workers: 1,
         seed: deps.seed,
         disk: Arc::clone(&deps.disk),
+        reserve: Arc::clone(reserve),
         clock: Arc::clone(&deps.clock),
         metrics: Arc::clone(&deps.metrics),
         outbox: Arc::new(ToPeers(Arc::clone(&deps.streams))),

@@ -40,6 +40,8 @@ pub struct NodeConfig {
     pub partitions_max: u32,
     /// How often retention looks for segments to delete, in milliseconds.
     pub retention_check_ms: u64,
+    /// Disk space kept back for what must still be written when the disk is full, in bytes; 0 means none.
+    pub reserve_bytes: u64,
     /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
     pub scrub_bytes_per_s: u64,
     /// Longest wait of a graceful stop for leaderships to move and appends to finish, in milliseconds.

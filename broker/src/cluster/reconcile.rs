@@ -66,9 +66,23 @@ impl Node {
         if self.inner.unusable.lock().contains_key(&group) {
             return;
         }
-        let opened = match self.inner.engine.open(group, settings, None) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => {
+        if let Err(error) = self.open_or_create(topic, number, partition, replica, settings) {
+            self.set_unusable(group, &error);
+        }
+    }
+
+    fn open_or_create(
+        &self,
+        topic: &TopicView,
+        number: u32,
+        partition: &PartitionView,
+        replica: u64,
+        settings: PartitionSettings,
+    ) -> Result<(), ReplicaError> {
+        let group = partition.group;
+        match self.inner.engine.open(group, settings, None)? {
+            Some(_) => Ok(()),
+            None => {
                 let new = NewReplica {
                     group,
                     replica,
@@ -82,23 +96,26 @@ impl Node {
                 };
                 self.inner.engine.create(new, None).map(drop)
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = opened {
-            self.set_unusable(group, &error);
         }
     }
 
-    /// What the metadata says of a group's settings; the defaults where it does not know it (yet).
-    pub(super) fn settings_of(&self, group: GroupId) -> PartitionSettings {
-        let metadata = self.inner.metadata.borrow();
-        let holds = |topic: &&Arc<TopicView>| topic.partitions.iter().any(|p| p.group == group);
-        metadata
-            .topics
-            .values()
-            .find(holds)
-            .map(|topic| partition_settings(&TopicConfig::read(&topic.config)))
-            .unwrap_or_default()
+    /// Puts a replica back into service that was out of it.
+    pub(super) fn reopen(&self, group: GroupId) -> Result<(), ReplicaError> {
+        if group == METADATA_GROUP {
+            return self.open_metadata();
+        }
+        let metadata = self.inner.metadata.borrow().clone();
+        let places = metadata.topics.values().flat_map(|topic| {
+            let partitions = (0u32..).zip(&topic.partitions);
+            partitions.map(move |(number, partition)| (topic, number, partition))
+        });
+        let place = places.into_iter().find(|(_, _, partition)| partition.group == group);
+        let Some((topic, number, partition)) = place else {
+            return self.inner.engine.open(group, PartitionSettings::default(), None).map(drop);
+        };
+        let Some(replica) = replica_on(&partition.replicas, self.id()) else { return Ok(()) };
+        let settings = partition_settings(&TopicConfig::read(&topic.config));
+        self.open_or_create(topic, number, partition, replica, settings)
     }
 
     /// Opens every replica that is on disk, before any metadata is known: partitions serve without the metadata group.

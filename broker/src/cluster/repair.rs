@@ -14,7 +14,7 @@ use highwater_storage::{EntryMeta, Gap, Repair, StorageError, StoredEntry};
 use tokio::sync::Semaphore;
 
 use super::node::Node;
-use super::{GroupId, METADATA_GROUP, NodeId};
+use super::{GroupId, NodeId};
 use crate::error::BrokerError;
 use crate::replica::{Quarantine, ReplicaError};
 
@@ -33,14 +33,19 @@ const _: () = assert!(FETCH_BYTES + highwater_proto::batch::BATCH_BYTES_MAX as u
 #[derive(Clone, Debug)]
 pub(super) struct OutOfService {
     pub(super) quarantine: Quarantine,
+    /// It could not be opened because the disk was full.
+    pub(super) lacks_room: bool,
     /// How its repair goes, for people; empty before it begins.
     pub(super) repair: String,
 }
 
 impl OutOfService {
     pub(super) fn new(error: &ReplicaError) -> Self {
-        let is_damage = matches!(error, ReplicaError::Storage(error) if error.is_corrupt());
-        Self { quarantine: Quarantine { why: error.to_string(), is_damage }, repair: String::new() }
+        let is =
+            |kind: fn(&StorageError) -> bool| matches!(error, ReplicaError::Storage(e) if kind(e));
+        let quarantine =
+            Quarantine { why: error.to_string(), is_damage: is(StorageError::is_corrupt) };
+        Self { quarantine, lacks_room: is(StorageError::is_disk_full), repair: String::new() }
     }
 }
 
@@ -63,6 +68,7 @@ impl Node {
             tokio::select! {
                 () = self.inner.cancel.cancelled() => return,
                 () = tokio::time::sleep(LOOK_PAUSE) => {
+                    self.open_where_there_is_room().await;
                     for group in self.damaged() {
                         if taken.insert(group) {
                             repairs.push(self.repair_until_done(group, &slots));
@@ -74,6 +80,22 @@ impl Node {
                         taken.remove(&group);
                     }
                 }
+            }
+        }
+    }
+
+    /// Tries again to open what a full disk kept from opening.
+    async fn open_where_there_is_room(&self) {
+        let unusable = self.inner.unusable.lock().clone();
+        for (group, _) in unusable.into_iter().filter(|(_, out)| out.lacks_room) {
+            let node = self.clone();
+            match self.off_thread(move || node.reopen(group)).await {
+                Ok(()) => {
+                    tracing::info!(group, "there is room again: the replica is in service");
+                    self.inner.unusable.lock().remove(&group);
+                }
+                Err(ReplicaError::Storage(error)) if error.is_disk_full() => {}
+                Err(error) => self.set_unusable(group, &error),
             }
         }
     }
@@ -134,7 +156,7 @@ impl Node {
 
     async fn repair(&self, group: GroupId, slots: &Semaphore) -> Result<(), Stuck> {
         if let Some(quarantine) = self.inner.engine.get(group).and_then(|h| h.quarantined()) {
-            let out = OutOfService { quarantine, repair: String::new() };
+            let out = OutOfService { quarantine, lacks_room: false, repair: String::new() };
             self.inner.unusable.lock().insert(group, out);
             self.inner.engine.take_out(group).await;
         }
@@ -239,14 +261,6 @@ impl Node {
             return Err(Stuck::ForGood("no other node holds a replica of it".into()));
         }
         Ok(others.into_iter().filter_map(|node| Some((node, address(node)?))).collect())
-    }
-
-    fn reopen(&self, group: GroupId) -> Result<(), ReplicaError> {
-        if group == METADATA_GROUP {
-            return self.open_metadata();
-        }
-        let settings = self.settings_of(group);
-        self.inner.engine.open(group, settings, None).map(drop)
     }
 
     async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {

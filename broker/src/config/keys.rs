@@ -131,6 +131,7 @@ pub(super) const KEYS: &[Key] = &[
         get: |config| config.topics.auto_create.to_string(),
     },
     number!("topics.retention_check_ms", topics.retention_check_ms, 10..=86_400_000),
+    number!("storage.reserve_bytes", storage.reserve_bytes, 0..=1_099_511_627_776),
     number!("storage.scrub_bytes_per_s", storage.scrub_bytes_per_s, 0..=u64::MAX),
     number!("limits.connections", limits.connections, 1..=1_000_000),
     number!("limits.streams_per_connection", limits.streams_per_connection, 1..=100_000),
@@ -201,7 +202,7 @@ pub(super) fn defaults() -> Config {
             auto_create: false,
             retention_check_ms: 10_000,
         },
-        storage: StorageSection { scrub_bytes_per_s: 4 << 20 },
+        storage: StorageSection { reserve_bytes: 16 << 20, scrub_bytes_per_s: 4 << 20 },
         limits: LimitsSection {
             connections: 10_000,
             streams_per_connection: 1_024,

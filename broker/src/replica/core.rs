@@ -6,6 +6,8 @@
 //!
 //! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/open.rs` creates and recovers; this file is what drivers call.
 
+#[cfg(test)]
+mod full_disk_tests;
 mod open;
 mod propose;
 mod ready;
@@ -13,12 +15,13 @@ mod rebuild;
 mod waiters;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::batch::BatchHeader;
 use highwater_proto::internal::{AppendedAck, ReplicaCheckpoint, ReplicaState};
 use highwater_proto::v1::Acks;
-use highwater_storage::{HardState, Log, LogReader, SyncPoint};
+use highwater_storage::{DiskReserve, HardState, Log, LogReader, SyncPoint};
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 use rand::Rng;
@@ -30,6 +33,7 @@ pub use waiters::Appended;
 
 use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
+use super::envelope;
 use super::producers::Producers;
 use super::raft_log::{RaftLog, decode_snapshot};
 use crate::error::BrokerError;
@@ -169,6 +173,7 @@ pub(crate) struct Core {
     raw: RawNode<RaftLog>,
     log: Log,
     files: SmallFiles,
+    reserve: Arc<DiskReserve>,
     /// As the file `replica` holds it.
     state: ReplicaState,
     derived: Derived,
@@ -264,7 +269,8 @@ impl Core {
         if appends && !message.entries.is_empty() {
             // A full disk is found out here, where the message can still be dropped: the leader sends it again.
             let bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
-            self.make_room(bytes, message.entries.len(), effects)
+            let brings_batches = message.entries.iter().any(envelope::is_batch);
+            self.make_room(bytes, message.entries.len(), brings_batches, effects)
                 .map_err(|error| format!("no room to append: {error}"))?;
         }
         let last = message.entries.last();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
-use highwater_storage::{Disk, HardStateJournal, LogOptions, Repair, StorageError};
+use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, Repair, StorageError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
@@ -77,6 +77,8 @@ pub struct EngineConfig {
     pub seed: u64,
     /// The disk.
     pub disk: Arc<dyn Disk>,
+    /// Room for what must be written even on a full disk.
+    pub reserve: Arc<DiskReserve>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Figures.
@@ -214,7 +216,14 @@ impl Engine {
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<Option<PartitionHandle>, ReplicaError> {
         let saved = self.inner.journal.lock().get(group);
-        let core = Core::open(self.core_config(group, &settings, machine), saved)?;
+        let core = Core::open(self.core_config(group, &settings, machine), saved)
+            .map_err(ReplicaError::from)
+            .inspect_err(|error| {
+                if matches!(error, ReplicaError::Storage(error) if error.is_disk_full()) {
+                    // Opening it again may have the room.
+                    self.inner.config.reserve.release();
+                }
+            })?;
         Ok(core.map(|core| self.add(core, settings)))
     }
 
@@ -257,6 +266,7 @@ impl Engine {
             disk: Arc::clone(&config.disk),
             dir: self.group_dir(group),
             log: LogOptions { segment_bytes: settings.segment_bytes, ..LogOptions::default() },
+            reserve: Arc::clone(&config.reserve),
             heartbeat_ticks: config.heartbeat_ticks,
             election_ticks: config.election_ticks,
             // Different for each group and node, the same for each run of a test.
@@ -441,6 +451,7 @@ fn start_worker(
         metrics: Arc::clone(&config.metrics),
         tick: config.tick,
         retention_check: config.retention_check,
+        reserve: Arc::clone(&config.reserve),
         fatal: Arc::clone(&config.fatal),
         leader_changed: Arc::clone(&config.leader_changed),
         replicas: BTreeMap::new(),

@@ -144,6 +144,11 @@ pub(crate) fn describe(
     Ok(Described { meta, envelope: Some(envelope), header })
 }
 
+/// Whether an entry holds a batch, as far as its envelope can be read.
+pub(crate) fn is_batch(entry: &Entry) -> bool {
+    Envelope::decode(&entry.context).is_ok_and(|envelope| envelope.kind == EntryKind::Batch)
+}
+
 /// The raft entry of a stored frame: what [`describe`] would turn into the same frame again.
 pub(crate) fn to_raft_entry(stored: &StoredEntry) -> Entry {
     let mut entry = Entry {

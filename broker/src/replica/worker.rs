@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_proto::internal::{GroupMessage, PeerBatch};
-use highwater_storage::{HardState, HardStateJournal};
+use highwater_storage::{DiskReserve, HardState, HardStateJournal};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -25,6 +25,8 @@ use crate::metrics::Metrics;
 
 /// Payload bytes after which a batch to a peer is sent and another begun. With one more message it still fits a request.
 const PEER_BATCH_BYTES: usize = 3 << 20;
+/// Ticks between two looks for room on a full disk.
+const RESERVE_TICKS: u64 = 8;
 /// Ticks between two refreshes of what a leader publishes about its followers.
 const FOLLOWERS_TICKS: u64 = 4;
 
@@ -61,6 +63,7 @@ pub(crate) struct Worker {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tick: Duration,
     pub(crate) retention_check: Duration,
+    pub(crate) reserve: Arc<DiskReserve>,
     pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub(crate) leader_changed: Arc<dyn Fn(u64, u64, u64) + Send + Sync>,
     pub(crate) replicas: BTreeMap<u64, Replica>,
@@ -190,6 +193,7 @@ impl Worker {
 
     fn tick(&mut self) {
         self.ticks += 1;
+        self.refill_reserve();
         for (group, replica) in &mut self.replicas {
             replica.core.tick(&mut replica.effects);
             // Staggered, so that thousands of groups do not all refresh on the same tick.
@@ -200,6 +204,17 @@ impl Worker {
             self.metrics.elections_started(elections - replica.elections_counted);
             replica.elections_counted = elections;
             mark(&mut self.dirty, replica);
+        }
+    }
+
+    /// Takes the reserve's room back once there is some, and publishing goes on.
+    fn refill_reserve(&self) {
+        if self.reserve.is_whole() || !self.ticks.is_multiple_of(RESERVE_TICKS) {
+            return;
+        }
+        match self.reserve.refill() {
+            Ok(()) => tracing::info!("the reserve of disk space is whole again"),
+            Err(error) => tracing::debug!(%error, "the disk is still full"),
         }
     }
 

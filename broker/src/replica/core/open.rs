@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::internal::{ReplicaCheckpoint, ReplicaState};
-use highwater_storage::{Disk, HardState, Log, LogOptions, LogStart, StorageError};
+use highwater_storage::{Disk, DiskReserve, HardState, Log, LogOptions, LogStart, StorageError};
 use raft::eraftpb::ConfState;
 use raft::{RawNode, StateRole};
 use rand::SeedableRng;
@@ -37,6 +37,8 @@ pub(crate) struct CoreConfig {
     /// The replica's own directory.
     pub(crate) dir: PathBuf,
     pub(crate) log: LogOptions,
+    /// Room for what must be written even on a full disk.
+    pub(crate) reserve: Arc<DiskReserve>,
     pub(crate) heartbeat_ticks: u32,
     pub(crate) election_ticks: u32,
     pub(crate) seed: u64,
@@ -184,6 +186,7 @@ impl Core {
             raw,
             log,
             files,
+            reserve: config.reserve,
             state,
             derived,
             unpersisted: VecDeque::new(),

@@ -35,14 +35,29 @@ impl Core {
             next_offset: self.log.next_offset(),
             append_time_ms: now_ms.max(self.append_time_ms),
             bytes: 0,
+            has_batches: false,
         };
-        for proposal in proposals {
+        // What is handed over at once fits a segment: then whether there is room for it is known before raft takes it.
+        let draft_bytes_max = self.log.segment_bytes() / 2;
+        let mut proposals = proposals.into_iter();
+        for proposal in proposals.by_ref() {
             let token = proposal.token;
             if let Err(error) = self.draft(proposal, &mut draft, effects) {
                 effects.answers.push((token, Err(error)));
             }
+            if draft.bytes >= draft_bytes_max {
+                let full = draft.split();
+                if let Err(refused) = self.commit_draft(full, effects) {
+                    // They may repeat, or follow, what was refused.
+                    for proposal in proposals {
+                        effects.answers.push((proposal.token, Err(self.refused(refused))));
+                    }
+                    break;
+                }
+            }
         }
-        self.commit_draft(draft, effects);
+        // What is left after a refusal is empty.
+        let _ = self.commit_draft(draft, effects);
         if let Derived::Partition(producers) = &mut self.derived {
             producers.unstage();
         }
@@ -71,6 +86,9 @@ impl Core {
             ProposalBody::Batch { batch, header, acks } => {
                 if self.answer_duplicate(token, &header, acks, draft, effects)? {
                     return Ok(());
+                }
+                if !self.reserve.is_whole() {
+                    return Err(BrokerError::DiskFull);
                 }
                 draft.check_room(batch.len() as u64, self.raw.raft.uncommitted_size() as u64)?;
                 self.stage(&header, draft);
@@ -173,16 +191,16 @@ impl Core {
     }
 
     /// Hands the draft to raft in one step.
-    fn commit_draft(&mut self, draft: Draft, effects: &mut Effects) {
+    fn commit_draft(&mut self, draft: Draft, effects: &mut Effects) -> Result<(), Refused> {
         if draft.entries.is_empty() {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.make_room(draft.bytes, draft.entries.len(), effects) {
+        let (bytes, entries) = (draft.bytes, draft.entries.len());
+        if let Err(error) = self.make_room(bytes, entries, draft.has_batches, effects) {
             tracing::warn!(group = self.group, %error, "no room for proposals");
-            for waiter in draft.waiters {
-                effects.answers.push((waiter.token, Err(BrokerError::DiskFull)));
-            }
-            return;
+            // From now on batches are refused one by one, and what makes room, as the log's new start, gets through.
+            self.reserve.release();
+            return Err(self.refuse(draft.waiters, Refused::DiskFull, effects));
         }
         let last_index = draft.next_index - 1;
         let mut message = Message { from: self.replica, ..Message::default() };
@@ -190,11 +208,7 @@ impl Core {
         message.set_entries(draft.entries.into());
         if let Err(error) = self.raw.step(message) {
             tracing::warn!(group = self.group, %error, "proposals dropped");
-            for waiter in draft.waiters {
-                let leader = self.leader_node();
-                effects.answers.push((waiter.token, Err(BrokerError::NotLeader { leader })));
-            }
-            return;
+            return Err(self.refuse(draft.waiters, Refused::NotLeader, effects));
         }
         assert_eq!(
             self.raw.raft.raft_log.last_index(),
@@ -218,7 +232,29 @@ impl Core {
             effects.answers.push((waiter.token, answer));
         }
         self.answer_quorum(effects);
+        Ok(())
     }
+
+    fn refuse(&self, waiters: Vec<Waiter>, why: Refused, effects: &mut Effects) -> Refused {
+        for waiter in waiters {
+            effects.answers.push((waiter.token, Err(self.refused(why))));
+        }
+        why
+    }
+
+    fn refused(&self, why: Refused) -> BrokerError {
+        match why {
+            Refused::DiskFull => BrokerError::DiskFull,
+            Refused::NotLeader => BrokerError::NotLeader { leader: self.leader_node() },
+        }
+    }
+}
+
+/// Why a draft was not taken.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    DiskFull,
+    NotLeader,
 }
 
 /// Proposals of one burst on their way into raft.
@@ -229,9 +265,22 @@ struct Draft {
     next_offset: u64,
     append_time_ms: i64,
     bytes: u64,
+    has_batches: bool,
 }
 
 impl Draft {
+    /// Takes out what was drafted so far; what is drafted from now on follows it.
+    fn split(&mut self) -> Self {
+        let rest = Self {
+            entries: Vec::new(),
+            waiters: Vec::new(),
+            bytes: 0,
+            has_batches: false,
+            ..*self
+        };
+        std::mem::replace(self, rest)
+    }
+
     fn check_room(&self, bytes: u64, uncommitted: u64) -> Result<(), BrokerError> {
         let waiting = uncommitted + self.bytes;
         if waiting > 0 && waiting + bytes > UNCOMMITTED_BYTES_MAX {
@@ -246,6 +295,7 @@ impl Draft {
     fn push(&mut self, kind: EntryKind, data: Bytes, span: u32) {
         let envelope =
             Envelope { kind, append_time_ms: self.append_time_ms, base_offset: self.next_offset };
+        self.has_batches |= kind == EntryKind::Batch;
         self.bytes += data.len() as u64;
         self.entries.push(Entry { data, context: envelope.encode(), ..Entry::default() });
         self.next_index += 1;

@@ -159,8 +159,42 @@ impl Core {
     }
 
     /// Makes sure that entries can be appended before raft takes them, since it cannot give them back. Rolls first
-    /// where they would not fit the segment.
+    /// where they would not fit the segment. The reserve is for what runs the group: batches wait until it is whole again.
     pub(super) fn make_room(
+        &mut self,
+        bytes: u64,
+        entries: usize,
+        has_batches: bool,
+        effects: &mut Effects,
+    ) -> Result<(), StorageError> {
+        if !has_batches {
+            return self.insist(|core| core.try_make_room(bytes, entries, effects));
+        }
+        if !self.reserve.is_whole() {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            let path = self.files.dir().to_owned();
+            return Err(StorageError::Io { operation: "append batches to", path, source });
+        }
+        self.try_make_room(bytes, entries, effects)
+    }
+
+    /// Writes what must be written though the disk is full: with the room of the reserve. Only what may be tried again after
+    /// it failed.
+    fn insist<T>(
+        &mut self,
+        mut write: impl FnMut(&mut Self) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        match write(self) {
+            Err(error) if error.is_disk_full() && self.reserve.release() => {
+                let group = self.group;
+                tracing::warn!(group, %error, "the disk is full; publishing stops until there is room");
+                write(self)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_make_room(
         &mut self,
         bytes: u64,
         entries: usize,
@@ -182,12 +216,12 @@ impl Core {
             Some(header) => {
                 // The stamp lies outside the batch's checksum, so the payload itself goes to the file untouched.
                 let stamp = envelope::stamp(&entry.data, self.log.next_offset(), entry.term);
-                let base_offset =
-                    self.log.append(&described.meta, &[&stamp, &entry.data[stamp.len()..]])?;
+                let parts: [&[u8]; 2] = [&stamp, &entry.data[stamp.len()..]];
+                let base_offset = self.insist(|core| core.log.append(&described.meta, &parts))?;
                 self.record_produced(&header, described, base_offset);
                 base_offset
             }
-            None => self.log.append(&described.meta, &[&entry.data])?,
+            None => self.insist(|core| core.log.append(&described.meta, &[&entry.data]))?,
         };
         self.append_time_ms = self.append_time_ms.max(described.meta.append_time_ms);
         let end = base_offset + u64::from(described.meta.offset_span);
@@ -217,7 +251,7 @@ impl Core {
             "committed entries never change: {from} <= {}",
             self.committed
         );
-        self.log.truncate_suffix(from)?;
+        self.insist(|core| core.log.truncate_suffix(from))?;
         while self.ends.pop_back_if(|(index, _)| *index >= from).is_some() {}
         self.rebuild_producers()
     }
@@ -363,7 +397,7 @@ impl Core {
     /// Drops sealed segments whose records are all below the start of the log.
     pub(crate) fn drop_prefix(&mut self) -> Result<(), StorageError> {
         if self.state_unsaved {
-            self.files.store_state(&self.state)?;
+            self.insist(|core| core.files.store_state(&core.state))?;
             self.state_unsaved = false;
             self.stored_applied = self.state.applied_index;
         }
@@ -439,17 +473,18 @@ impl Core {
             }
         };
         tracing::info!(group = self.group, index = checkpoint.index, "installing a snapshot");
-        self.files.store_checkpoint(&checkpoint)?;
-        self.log.reset(LogStart {
+        self.insist(|core| core.files.store_checkpoint(&checkpoint))?;
+        let start = LogStart {
             first_index: checkpoint.index + 1,
             prev_term: checkpoint.term,
             next_offset: checkpoint.next_offset,
-        })?;
+        };
+        self.insist(|core| core.log.reset(start))?;
         let members = snapshot.get_metadata().get_conf_state();
         self.state.members = Some(convert::members_to_wire(members));
         self.state.log_start_offset = checkpoint.log_start_offset;
         self.state.applied_index = checkpoint.index;
-        self.files.store_state(&self.state)?;
+        self.insist(|core| core.files.store_state(&core.state))?;
         self.files.remove_checkpoints(|index| index != checkpoint.index)?;
         match &mut self.derived {
             Derived::Partition(producers) => {

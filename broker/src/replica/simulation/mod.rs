@@ -15,7 +15,7 @@ use bytes::Bytes;
 use highwater_proto::batch::{BatchBuilder, BatchHeader, Compression};
 use highwater_proto::internal::{AppendedAck, RaftMessage};
 use highwater_proto::v1::Acks;
-use highwater_storage::{Disk, HardStateJournal, LogOptions, SimDisk, sync_group};
+use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, SimDisk, sync_group};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -244,6 +244,7 @@ impl World {
             disk: Arc::clone(disk),
             dir: PathBuf::from(DIR),
             log: LogOptions { segment_bytes: 16 << 10, ..LogOptions::default() },
+            reserve: Arc::new(DiskReserve::open(Arc::clone(disk), DATA_DIR.as_ref(), 0).unwrap()),
             heartbeat_ticks: 2,
             election_ticks: ELECTION_TICKS,
             seed,

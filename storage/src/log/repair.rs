@@ -5,8 +5,8 @@
 //! Never: cuts anything that had been durable, changes a file in place, or throws a damaged file away.
 //!
 //! The proof is Raft's log matching property: two logs that hold an entry of the same index and term are equal up to
-//! there. A gap with an intact entry behind it therefore takes only entries from a log that holds that entry too; one at the end
-//! of the log takes only committed entries.
+//! there. A gap with an intact entry behind it therefore takes only entries from a log that holds that entry too. A log whose
+//! end is lost is not repaired: nobody knows how much more this node had acknowledged. Its replica is replaced by a new one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ enum Anchor {
     Entry { term: u64, base_offset: u64 },
     /// A segment that says what was before it.
     Segment(LogStart),
-    /// Nothing: the end of the log is lost.
-    Lost,
+    /// A segment that does not: its header is damaged too. Only committed entries are taken.
+    Unknown,
 }
 
 /// A repair under way. Dropping it leaves the log as damaged as it was, less the segments that are whole by then.
@@ -184,7 +184,7 @@ impl Repair {
             if meta.term < end.prev_term || entry.base_offset != end.next_offset {
                 return mismatch(meta.index, "does not follow the one before it");
             }
-            if matches!(anchor, Anchor::Lost) && meta.index > committed {
+            if matches!(anchor, Anchor::Unknown) && meta.index > committed {
                 return mismatch(meta.index, "is not known to be committed");
             }
             rebuild.append_entry(entry)?;
@@ -199,7 +199,7 @@ impl Repair {
                 next_term == Some(term) && end.prev_term <= term && end.next_offset == base_offset
             }
             Anchor::Segment(start) => end == start,
-            Anchor::Lost => true,
+            Anchor::Unknown => true,
         };
         if !fits {
             return mismatch(gap.end_index - 1, "does not lead to the intact one behind it");
@@ -359,10 +359,14 @@ impl Repair {
                     return match next {
                         Some(next) if wanted < limit => {
                             let known = next.header.map(|header| header.start);
-                            gap(wanted, limit, known.map_or(Anchor::Lost, Anchor::Segment))
+                            gap(wanted, limit, known.map_or(Anchor::Unknown, Anchor::Segment))
                         }
                         None if wanted <= self.durable_index => {
-                            gap(wanted, self.durable_index + 1, Anchor::Lost)
+                            let last = self.durable_index;
+                            let detail = format!(
+                                "the end of the log is lost; up to {last} it had been durable"
+                            );
+                            Err(StorageError::corrupt(&piece.path, wanted, detail))
                         }
                         _ => Ok(None),
                     };

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,9 +63,10 @@ impl SimDisk {
         }
     }
 
-    /// Power loss: forgets what was not synced, except for a random part of it. Open files go stale.
-    pub fn crash(&self) {
-        self.state.lock().crash();
+    /// Power loss: forgets what was not synced, except for a random part of it. Open files go stale. Returns how many
+    /// pages did not survive as they were last written.
+    pub fn crash(&self) -> u64 {
+        self.state.lock().crash()
     }
 
     /// Makes the next operation of this kind fail with `kind`. Calls add up.
@@ -108,6 +109,9 @@ impl SimDisk {
     }
 }
 
+/// What every path means. Text, because comparing paths component by component costs most of a simulation's time.
+type Names = BTreeMap<String, Node>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Node {
     Dir,
@@ -120,8 +124,8 @@ struct State {
     /// Counts crashes; a file handle of an earlier boot is stale.
     boot: u64,
     next_inode: u64,
-    volatile: BTreeMap<PathBuf, Node>,
-    durable: BTreeMap<PathBuf, Node>,
+    volatile: Names,
+    durable: Names,
     files: BTreeMap<u64, FileState>,
     failures: Vec<(SimOp, u32, io::ErrorKind)>,
     capacity: Option<u64>,
@@ -222,11 +226,11 @@ impl State {
     }
 
     fn dir_exists(&self, dir: &Path) -> bool {
-        is_root(dir) || self.volatile.get(dir) == Some(&Node::Dir)
+        is_root(dir) || self.volatile.get(text(dir)) == Some(&Node::Dir)
     }
 
     fn file_at(&self, path: &Path) -> io::Result<u64> {
-        match self.volatile.get(path) {
+        match self.volatile.get(text(path)) {
             Some(Node::File(inode)) => Ok(*inode),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
@@ -239,18 +243,19 @@ impl State {
         self.files.get_mut(&inode).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn crash(&mut self) {
+    fn crash(&mut self) -> u64 {
         self.boot += 1;
         self.failures.clear();
         let inodes: Vec<u64> = self.files.keys().copied().collect();
-        for inode in inodes {
-            self.crash_file(inode);
-        }
+        let lost = inodes.into_iter().map(|inode| self.crash_file(inode)).sum();
         self.crash_names();
+        lost
     }
 
-    fn crash_file(&mut self, inode: u64) {
-        let Some(mut file) = self.files.remove(&inode) else { return };
+    /// Returns how many of its pages are not as they were last written.
+    fn crash_file(&mut self, inode: u64) -> u64 {
+        let Some(mut file) = self.files.remove(&inode) else { return 0 };
+        let mut lost = 0;
         let grew = file.volatile.len > file.durable.len;
         let len = if grew && self.coin() { file.volatile.len } else { file.durable.len };
         for page in std::mem::take(&mut file.dirty) {
@@ -269,6 +274,7 @@ impl State {
                     }
                 }
             }
+            lost += u64::from(*old != *new);
         }
         // What a lost growth leaves beyond the end is gone, and reads as zeroes if the file grows again.
         file.durable.pages.retain(|page, _| page * PAGE as u64 <= len);
@@ -279,21 +285,22 @@ impl State {
         file.durable.len = len;
         file.volatile = file.durable.clone();
         self.files.insert(inode, file);
+        lost
     }
 
     /// Every name that changed since its directory was synced takes the old or the new meaning.
     fn crash_names(&mut self) {
-        let mut paths: Vec<PathBuf> =
+        let mut paths: Vec<String> =
             self.volatile.keys().chain(self.durable.keys()).cloned().collect();
+        // A directory's name is the beginning of its children's, so it comes before them.
         paths.sort();
         paths.dedup();
-        let mut names: BTreeMap<PathBuf, Node> = BTreeMap::new();
+        let mut names = Names::new();
         for path in paths {
             let (new, old) = (self.volatile.get(&path).copied(), self.durable.get(&path).copied());
             let kept = if new == old || self.coin() { new } else { old };
-            let parent_kept = path
-                .parent()
-                .is_none_or(|parent| is_root(parent) || names.get(parent) == Some(&Node::Dir));
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            let parent_kept = parent.is_empty() || names.get(parent) == Some(&Node::Dir);
             if let Some(node) = kept
                 && parent_kept
             {
@@ -306,6 +313,22 @@ impl State {
     }
 }
 
+/// A path as the key of [`Names`].
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap_or_default()
+}
+
+/// What lies directly in `dir`, with its name there.
+fn children<'a>(names: &'a Names, dir: &Path) -> impl Iterator<Item = (&'a String, &'a str, Node)> {
+    let mut prefix = text(dir).to_owned();
+    if !prefix.is_empty() && !prefix.ends_with('/') {
+        prefix.push('/');
+    }
+    let from = names.range(prefix.clone()..);
+    from.map_while(move |(path, node)| Some((path, path.strip_prefix(&prefix)?, *node)))
+        .filter(|(_, name, _)| !name.is_empty() && !name.contains('/'))
+}
+
 /// The roots of absolute and of relative paths always exist.
 fn is_root(dir: &Path) -> bool {
     dir.as_os_str().is_empty() || dir == Path::new(".") || dir.parent().is_none()
@@ -315,11 +338,11 @@ impl Disk for SimDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         for ancestor in dir.ancestors().filter(|ancestor| !is_root(ancestor)) {
-            match state.volatile.get(ancestor) {
+            match state.volatile.get(text(ancestor)) {
                 Some(Node::File(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
                 Some(Node::Dir) => {}
                 None => {
-                    state.volatile.insert(ancestor.to_path_buf(), Node::Dir);
+                    state.volatile.insert(text(ancestor).to_owned(), Node::Dir);
                 }
             }
         }
@@ -328,23 +351,18 @@ impl Disk for SimDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state.lock();
-        Ok(state
-            .volatile
-            .keys()
-            .filter(|path| path.parent() == Some(dir))
-            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
-            .collect())
+        Ok(children(&state.volatile, dir).map(|(_, name, _)| name.to_owned()).collect())
     }
 
     fn exists(&self, path: &Path) -> bool {
         let state = self.state.lock();
-        is_root(path) || state.volatile.contains_key(path)
+        is_root(path) || state.volatile.contains_key(text(path))
     }
 
     fn create(&self, path: &Path, _mapped_len: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state.lock();
         state.check_failure(SimOp::Create)?;
-        if state.volatile.contains_key(path) {
+        if state.volatile.contains_key(text(path)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         if !path.parent().is_some_and(|parent| state.dir_exists(parent)) {
@@ -353,7 +371,7 @@ impl Disk for SimDisk {
         let inode = state.next_inode;
         state.next_inode += 1;
         state.files.insert(inode, FileState::default());
-        state.volatile.insert(path.to_path_buf(), Node::File(inode));
+        state.volatile.insert(text(path).to_owned(), Node::File(inode));
         Ok(self.handle(state.boot, inode))
     }
 
@@ -368,11 +386,11 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         state.check_failure(SimOp::Rename)?;
         let inode = state.file_at(from)?;
-        if state.volatile.get(to) == Some(&Node::Dir) {
+        if state.volatile.get(text(to)) == Some(&Node::Dir) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        state.volatile.remove(from);
-        state.volatile.insert(to.to_path_buf(), Node::File(inode));
+        state.volatile.remove(text(from));
+        state.volatile.insert(text(to).to_owned(), Node::File(inode));
         Ok(())
     }
 
@@ -380,7 +398,7 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         state.check_failure(SimOp::Remove)?;
         state.file_at(path)?;
-        state.volatile.remove(path);
+        state.volatile.remove(text(path));
         Ok(())
     }
 
@@ -390,7 +408,7 @@ impl Disk for SimDisk {
         if !state.dir_exists(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        state.volatile.retain(|path, _| !path.starts_with(dir));
+        state.volatile.retain(|path, _| !Path::new(path).starts_with(dir));
         Ok(())
     }
 
@@ -400,14 +418,18 @@ impl Disk for SimDisk {
         if !state.dir_exists(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        state.durable.retain(|path, _| path.parent() != Some(dir));
-        let names: Vec<(PathBuf, Node)> = state
-            .volatile
-            .iter()
-            .filter(|(path, _)| path.parent() == Some(dir))
-            .map(|(path, node)| (path.clone(), *node))
+        let gone: Vec<String> = children(&state.durable, dir)
+            .filter(|(path, _, _)| !state.volatile.contains_key(*path))
+            .map(|(path, _, _)| path.clone())
             .collect();
-        state.durable.extend(names);
+        for path in &gone {
+            state.durable.remove(path);
+        }
+        let now: Vec<(String, Node)> = children(&state.volatile, dir)
+            .filter(|(path, _, node)| state.durable.get(*path) != Some(node))
+            .map(|(path, _, node)| (path.clone(), node))
+            .collect();
+        state.durable.extend(now);
         Ok(())
     }
 

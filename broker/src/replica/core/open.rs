@@ -253,7 +253,7 @@ fn start_checkpoint(
 }
 
 /// Append time of the last entry.
-fn last_append_time(log: &Log) -> i64 {
+pub(super) fn last_append_time(log: &Log) -> i64 {
     log.segments().iter().map(|segment| segment.last_append_time_ms).max().unwrap_or(0)
 }
 

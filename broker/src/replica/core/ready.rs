@@ -10,6 +10,7 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 use raft::{Ready, SnapshotStatus};
 
+use super::open::last_append_time;
 use super::{
     Answer, AppendedAck, Core, Derived, Effects, Outbound, Persist, Quarantine, Unpersisted,
     rebuild,
@@ -20,7 +21,7 @@ use crate::replica::producers::{Produced, Producers};
 use crate::replica::raft_log::decode_snapshot;
 
 /// Commands applied between two checkpoints of a state machine.
-const COMMANDS_PER_CHECKPOINT: u64 = 1024;
+const COMMANDS_PER_CHECKPOINT: u64 = if cfg!(test) { 64 } else { 1024 };
 /// What a frame takes beside its payload, at most.
 const FRAME_OVERHEAD_BYTES: u64 = 128;
 /// Kept free in the active segment for entries that raft adds by itself, so that a full disk does not stop an election.
@@ -253,13 +254,22 @@ impl Core {
         );
         self.insist(|core| core.log.truncate_suffix(from))?;
         while self.ends.pop_back_if(|(index, _)| *index >= from).is_some() {}
-        self.rebuild_producers()
+        self.rebuild_derived()
     }
 
-    fn rebuild_producers(&mut self) -> Result<(), StorageError> {
-        if let Derived::Partition(producers) = &mut self.derived {
-            let last = self.log.last_index();
-            *producers = rebuild::as_of(last, &self.files, &self.log.reader())?.producers;
+    /// Derived state that appends change, as of the last entry.
+    fn rebuild_derived(&mut self) -> Result<(), StorageError> {
+        match &mut self.derived {
+            Derived::Partition(producers) => {
+                let last = self.log.last_index();
+                let rebuilt = rebuild::as_of(last, &self.files, &self.log.reader())?;
+                *producers = rebuilt.producers;
+                self.append_time_ms = rebuilt.append_time_ms;
+            }
+            Derived::Machine(_) => {
+                let before = self.raw.store().snapshot.append_time_ms;
+                self.append_time_ms = before.max(last_append_time(&self.log));
+            }
         }
         Ok(())
     }

@@ -12,6 +12,8 @@ mod open;
 mod propose;
 mod ready;
 mod rebuild;
+#[cfg(test)]
+mod test_access;
 mod waiters;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -583,21 +585,6 @@ impl Core {
             .collect();
         followers.sort_unstable_by_key(|follower| follower.replica);
         followers
-    }
-
-    /// Index of the last committed entry here.
-    #[cfg(test)]
-    pub(crate) fn committed(&self) -> u64 {
-        self.committed
-    }
-
-    /// Producers as this replica remembers them, to compare replicas.
-    #[cfg(test)]
-    pub(crate) fn producers(&self) -> Option<&Producers> {
-        match &self.derived {
-            Derived::Partition(producers) => Some(producers),
-            Derived::Machine(_) => None,
-        }
     }
 }
 

@@ -1,162 +1,160 @@
-//! A deterministic simulation: the replicas of one partition over a simulated network, clock and disk, all from one seed.
+//! A deterministic simulation: the replicas of one group over a simulated network, clock and disk, all from one seed.
 //!
-//! Owns: the world around the cores (delivery, time, syncs, crashes) and the oracle. Never: threads, sockets, the machine's clock; the
-//! same seed gives the same trace, byte for byte.
+//! Owns: the world around the cores, and what goes wrong in it. Never: threads, sockets, the machine's clock; the same seed gives
+//! the same trace, byte for byte.
 
+mod clients;
+mod ledger;
+mod machine;
+mod network;
 mod oracle;
+mod plan;
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use bytes::Bytes;
-use highwater_proto::batch::{BatchBuilder, BatchHeader, Compression};
-use highwater_proto::internal::{AppendedAck, RaftMessage};
-use highwater_proto::v1::Acks;
-use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, SimDisk, sync_group};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use self::clients::Clients;
+use self::machine::{Machine, Outcome, SLICES_PER_TICK, Setting};
+use self::network::{Network, Packet};
 use self::oracle::Oracle;
-use super::convert;
-use super::core::{Answer, Birth, Core, CoreConfig, Effects, Persist, Proposal, ProposalBody};
+use self::plan::{Accident, Faults, Kind, Tally};
+use super::engine::PartitionSettings;
 
-const GROUP: u64 = 7;
-const DIR: &str = "/data/groups/7";
-const DATA_DIR: &str = "/data";
-const ELECTION_TICKS: u32 = 10;
-
-/// What goes wrong in a run, in parts of a thousand for each chance.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Faults {
-    pub(super) lose: u32,
-    pub(super) duplicate: u32,
-    pub(super) crash: u32,
-    pub(super) cut: u32,
-    /// Skip a sync and say that it was done: a planted bug that the oracle must find.
-    pub(super) skip_sync: bool,
-}
-
-impl Faults {
-    pub(super) const NONE: Self =
-        Self { lose: 0, duplicate: 0, crash: 0, cut: 0, skip_sync: false };
-    pub(super) const ALL: Self =
-        Self { lose: 20, duplicate: 10, crash: 4, cut: 4, skip_sync: false };
-}
-
-/// One simulated machine.
-struct Machine {
-    disk: SimDisk,
-    /// `None` while it is down.
-    running: Option<Running>,
-    /// Step at which it starts again.
-    restart_at: u64,
-    boots: u64,
-}
-
-struct Running {
-    core: Core,
-    journal: HardStateJournal,
-    /// What the syncer holds, oldest first; the hard states are in the journal already.
-    syncing: VecDeque<Persist>,
-}
-
-/// A message on its way.
-enum Packet {
-    Raft { message: Box<RaftMessage>, wants_appended: bool },
-    Appended(AppendedAck),
-}
-
-/// A producer with one batch in flight, which it sends again until it is acknowledged.
-struct Producer {
-    id: i64,
-    sequence: i32,
-    batch: Option<Bytes>,
-    token: Option<u64>,
-    retry_at: u64,
-}
-
-/// What happened in a run, to show that none of it is rare.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) acknowledged: u64,
-    pub(super) duplicates: u64,
-    pub(super) crashes: u64,
-    pub(super) cuts: u64,
-    pub(super) terms: u64,
-}
+/// Slices of a second of simulated time.
+const SLICES_PER_SECOND: u64 = 100;
+/// Lines of the trace that a failure shows.
+const TRACE_LINES: usize = 80;
 
 /// The world of one run.
 pub(super) struct World {
     random: SmallRng,
+    setting: Setting,
     faults: Faults,
+    /// In slices.
     now: u64,
+    next_accident: u64,
     machines: BTreeMap<u64, Machine>,
-    /// By arrival and then by number, so that the order is total.
-    network: BTreeMap<(u64, u64), (u64, Packet)>,
-    packets: u64,
-    /// A node that hears and is heard by no other, until this step.
-    cut: Option<(u64, u64)>,
-    producers: Vec<Producer>,
-    /// Token to producer.
-    waiting: BTreeMap<u64, usize>,
-    next_token: u64,
+    network: Network,
+    clients: Clients,
     oracle: Oracle,
-    /// Producers have stopped.
-    quiet: bool,
-    pub(super) totals: Totals,
-    pub(super) trace: String,
+    /// A handover that was begun: to whom, and in which term.
+    transfer: Option<(u64, u64)>,
+    /// Since when these nodes, a majority, are healthy and hear one another.
+    healthy: (u64, u64),
+    last_progress: u64,
+    /// Over every message that arrived.
+    digest: u64,
+    tally: Tally,
+    trace: String,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, nodes: u64, faults: Faults) -> Self {
+    /// A world as its seed decides, with the bug planted in it.
+    fn new(seed: u64, faults: impl FnOnce(&mut SmallRng) -> Faults) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
-        let machines = (1..=nodes)
-            .map(|node| {
-                let disk = SimDisk::new(random.random());
-                (node, Machine { disk, running: None, restart_at: 0, boots: 0 })
-            })
-            .collect();
-        let producers =
-            (1..=3).map(|id| Producer { id, sequence: 0, batch: None, token: None, retry_at: 0 });
+        let nodes = [3, 3, 5, 2, 3][random.random_range(0..5)];
+        let kind = if random.random_range(0..4) == 0 { Kind::Machine } else { Kind::Partition };
+        let faults = faults(&mut random);
+        let segment_bytes = [4 << 10, 8 << 10, 16 << 10][random.random_range(0..3)];
+        let partition = PartitionSettings {
+            retention_ms: [None, Some(20_000), Some(3_600_000)][random.random_range(0..3)],
+            retention_bytes: [None, Some(3 * segment_bytes)][random.random_range(0..2)],
+            segment_bytes,
+            segment_ms: [None, Some(15_000)][random.random_range(0..2)],
+        };
+        let setting = Setting { kind, nodes, partition, plant: faults.plant };
+        let machines = (1..=nodes).map(|node| (node, Machine::new(node, random.random())));
+        let machines: BTreeMap<u64, Machine> = machines.collect();
         let mut world = Self {
             random,
             faults,
             now: 0,
+            next_accident: 500,
             machines,
-            network: BTreeMap::new(),
-            packets: 0,
-            cut: None,
-            producers: producers.collect(),
-            waiting: BTreeMap::new(),
-            next_token: 1,
-            oracle: Oracle::default(),
-            quiet: false,
-            totals: Totals::default(),
+            network: Network::default(),
+            clients: Clients::new(),
+            oracle: Oracle::new(usize::try_from(nodes).expect("few nodes")),
+            transfer: None,
+            healthy: (0, 0),
+            last_progress: 0,
+            digest: 0,
+            tally: Tally::default(),
             trace: String::new(),
+            setting,
         };
-        for node in 1..=nodes {
+        world.note(format_args!("{:?} {:?}", world.setting.clone(), faults));
+        for node in world.nodes() {
             world.start(node);
         }
         world
     }
 
-    /// Runs `steps` with faults, then lets everything heal and checks that it did.
-    pub(super) fn run(&mut self, steps: u64) {
-        for _ in 0..steps {
-            self.step();
+    /// Runs for so long with faults, then lets everything heal and checks that it did.
+    fn run(&mut self, seconds: u64) {
+        while self.now < seconds * SLICES_PER_SECOND {
+            self.slice();
         }
-        self.faults = Faults { skip_sync: self.faults.skip_sync, ..Faults::NONE };
-        self.cut = None;
-        for left in (0..400).rev() {
-            self.quiet = left < 200;
-            self.step();
+        self.heal();
+        let until = self.now + Self::SERVICE_SLICES;
+        while self.clients.producers.iter().any(|producer| producer.since_healing < 2) {
+            assert!(self.now < until, "a producer was not served after everything had healed");
+            self.slice();
         }
-        self.oracle.check_end(self.machines.values().map(|machine| {
+        self.clients.quiet = true;
+        self.settle();
+        self.send_last_again();
+        self.settle();
+        let cores = self.machines.values().map(|machine| {
             &machine.running.as_ref().expect("every machine is up after healing").core
-        }));
+        });
+        self.oracle.check_end(cores, &mut self.tally);
+        self.tally.count("runs");
+        self.tally.add("simulated seconds", self.now / SLICES_PER_SECOND);
+    }
+
+    fn heal(&mut self) {
+        self.note(format_args!("healing"));
+        self.faults = Faults { plant: self.faults.plant, ..Faults::NONE };
+        self.network.mend_all();
+        for machine in self.machines.values_mut() {
+            machine.disk.set_capacity(None);
+            let now = self.now;
+            for until in [
+                &mut machine.restart_at,
+                &mut machine.paused_until,
+                &mut machine.slow_until,
+                &mut machine.full_until,
+            ] {
+                *until = now.min(*until);
+            }
+        }
+        for producer in &mut self.clients.producers {
+            producer.since_healing = 0;
+        }
+    }
+
+    /// Lets everything that is under way come to its end, on every replica.
+    fn settle(&mut self) {
+        let until = self.now + Self::SERVICE_SLICES;
+        while !self.clients.is_idle() || !self.is_level() {
+            assert!(self.now < until, "the replicas do not become equal");
+            self.slice();
+        }
+    }
+
+    fn is_level(&self) -> bool {
+        let ends = self.machines.values().map(|machine| {
+            let core = &machine.running.as_ref()?.core;
+            (core.committed() == core.reader().last_index())
+                .then(|| (core.committed(), core.visible().log_start_offset))
+        });
+        let ends: Vec<_> = ends.collect();
+        ends[0].is_some() && ends.windows(2).all(|pair| pair[0] == pair[1])
     }
 
     fn chance(&mut self, per_thousand: u32) -> bool {
@@ -167,286 +165,265 @@ impl World {
         let _ = writeln!(self.trace, "{:>6} {what}", self.now);
     }
 
-    /// One step is a tick of every machine, with deliveries, syncs, proposals and accidents between them.
-    fn step(&mut self) {
-        self.now += 1;
-        self.accidents();
-        for node in self.nodes() {
-            if self.machines[&node].running.is_none() && self.machines[&node].restart_at <= self.now
-            {
-                self.start(node);
-            }
-            self.with(node, |core, effects| core.tick(effects));
-        }
-        for _ in 0..4 {
-            self.deliver();
-            self.sync_some();
-            self.produce();
-        }
-        for machine in self.machines.values() {
-            if let Some(running) = &machine.running {
-                self.oracle.check_core(&running.core);
-            }
-        }
+    /// The end of the trace, for whoever looks for what went wrong.
+    fn last_words(&self) -> String {
+        let lines: Vec<&str> = self.trace.lines().collect();
+        let last = lines[lines.len().saturating_sub(TRACE_LINES)..].join("\n");
+        format!("{:?}\n{last}", self.setting)
     }
 
     fn nodes(&self) -> Vec<u64> {
         self.machines.keys().copied().collect()
     }
 
-    fn accidents(&mut self) {
-        if self.chance(self.faults.crash) {
-            let nodes = self.nodes();
-            let node = nodes[self.random.random_range(0..nodes.len())];
-            // Now and then the power fails for all of them at once.
-            let condemned = if self.chance(150) { nodes } else { vec![node] };
-            for node in condemned {
-                self.crash(node);
-            }
-        }
-        if self.cut.is_some_and(|(_, until)| until <= self.now) {
-            self.cut = None;
-        }
-        if self.cut.is_none() && self.chance(self.faults.cut) {
-            let nodes = self.nodes();
-            let node = nodes[self.random.random_range(0..nodes.len())];
-            let until = self.now + self.random.random_range(10..150);
-            self.totals.cuts += 1;
-            self.note(format_args!("cut {node} until {until}"));
-            self.cut = Some((node, until));
+    /// A node to have an accident: every other time the one that leads.
+    fn any_node(&mut self) -> u64 {
+        let leader = self.machines.values().find(|machine| machine.leads()).map(|m| m.node);
+        match leader {
+            Some(leader) if self.random.random_range(0..2) == 0 => leader,
+            _ => self.random.random_range(1..=self.setting.nodes),
         }
     }
 
-    fn crash(&mut self, node: u64) {
-        let restart_at = self.now + self.random.random_range(5..100);
-        let Some(machine) = self.machines.get_mut(&node) else { return };
-        if machine.running.take().is_some() {
-            machine.disk.crash();
-            machine.restart_at = restart_at;
-            self.totals.crashes += 1;
-            self.note(format_args!("crash {node}, back at {restart_at}"));
+    /// One slice of time: what arrives, what is due, and what goes wrong.
+    fn slice(&mut self) {
+        self.now += 1;
+        self.network.mend(self.now);
+        self.accidents();
+        while let Some((to, packet)) = self.network.arrive(self.now) {
+            self.deliver(to, packet);
+        }
+        self.produce();
+        self.consume();
+        for node in 1..=self.setting.nodes {
+            let machine = self.machines.get_mut(&node).expect("a known node");
+            if machine.full_until != 0 && machine.full_until <= self.now {
+                machine.full_until = 0;
+                machine.disk.set_capacity(None);
+            }
+            if machine.running.is_none() && machine.restart_at <= self.now {
+                self.start(node);
+            } else {
+                self.burst(node, false);
+            }
+        }
+        if self.now.is_multiple_of(SLICES_PER_TICK) {
+            self.watch_service();
+        }
+    }
+
+    fn deliver(&mut self, to: u64, packet: Packet) {
+        let mut hasher = DefaultHasher::new();
+        (self.digest, self.now, to).hash(&mut hasher);
+        if let Packet::Raft { message, .. } = &packet {
+            (message.msg_type, message.from, message.term).hash(&mut hasher);
+            (message.index, message.commit, message.entries.len()).hash(&mut hasher);
+        }
+        self.digest = hasher.finish();
+        let machine = self.machines.get_mut(&to).expect("a known node");
+        if machine.running.is_some() {
+            machine.inbox.push(packet);
+        }
+    }
+
+    /// Service is back within a bounded time wherever a majority is healthy and hears one another.
+    fn watch_service(&mut self) {
+        let healthy: Vec<u64> =
+            self.machines.values().filter(|m| m.is_healthy(self.now)).map(|m| m.node).collect();
+        let majority = self.machines.len() / 2 + 1;
+        let open = |a: u64, b: u64| self.network.is_open(a, b) && self.network.is_open(b, a);
+        // Those that hear one another: grown from each node in turn, which for five nodes finds one where there is one.
+        let mut found = 0;
+        for first in &healthy {
+            let mut group = vec![*first];
+            for other in &healthy {
+                if other != first && group.iter().all(|member| open(*member, *other)) {
+                    group.push(*other);
+                }
+            }
+            if group.len() >= majority {
+                let bits = group.iter().fold(0, |bits, node| bits | 1 << node);
+                found = if bits == self.healthy.1 || found == 0 { bits } else { found };
+            }
+        }
+        if found == 0 || found & self.healthy.1 != self.healthy.1 {
+            self.healthy = (self.now, found);
+        }
+        let since = self.healthy.0.max(self.last_progress);
+        let is_served = found == 0 || self.clients.quiet || self.now - since < Self::SERVICE_SLICES;
+        assert!(is_served, "nodes {found:b} are healthy, and nothing was committed since {since}");
+    }
+
+    /// Lets a machine do what there is to do, and carries out what follows from it.
+    fn burst(&mut self, node: u64, begin: bool) {
+        let Self { machines, setting, random, tally, oracle, .. } = self;
+        let machine = machines.get_mut(&node).expect("a known node");
+        let Some(outcome) = machine.burst(self.now, begin, setting, random, tally) else { return };
+        let Some(running) = &mut machine.running else { return };
+        let noticed = match running.core.broken() {
+            Some(_) => Default::default(),
+            None => oracle.observe(node, &running.core, &mut running.view),
+        };
+        if setting.kind == Kind::Machine {
+            oracle.applied(&running.ledger.0.lock());
+        }
+        if noticed.truncated && !outcome.installed {
+            self.tally.count("truncations of a suffix");
+        }
+        if noticed.log_start_moved {
+            self.tally.count("log starts moved");
+        }
+        if noticed.progress {
+            self.last_progress = self.now;
+        }
+        if let Some(term) = noticed.elected {
+            self.tally.count("leaders elected");
+            self.note(format_args!("leader {node} in {term}"));
+            if self.transfer.take_if(|(_, from)| *from < term).is_some_and(|(to, _)| to == node) {
+                self.tally.count("leaderships transferred");
+            }
+        }
+        self.carry_out(node, outcome);
+    }
+
+    fn carry_out(&mut self, node: u64, outcome: Outcome) {
+        if outcome.installed {
+            self.tally.count("snapshots installed");
+            self.note(format_args!("snapshot on {node}"));
+        }
+        if let Some((to, term)) = outcome.transferee {
+            self.transfer = Some((to, term));
+        }
+        for (to, packet) in outcome.packets {
+            let up = self.machines[&to].running.is_some();
+            let Self { network, faults, random, tally, .. } = self;
+            let sent = network.send((node, to), packet, self.now, faults, random, tally);
+            if (!sent || !up) && self.chance(300) {
+                let machine = self.machines.get_mut(&node).expect("a known node");
+                machine.unreachable.push(to);
+            }
+        }
+        for (token, answer) in outcome.answers {
+            self.answered(token, answer);
+        }
+        if let Some(why) = outcome.stopped {
+            panic!("node {node} stops: {why}");
         }
     }
 
     fn start(&mut self, node: u64) {
         let seed = self.random.random();
-        let members: BTreeMap<u64, u64> = self.machines.keys().map(|id| (id + 100, *id)).collect();
-        let Some(machine) = self.machines.get_mut(&node) else { return };
-        machine.boots += 1;
-        let disk: Arc<dyn Disk> = Arc::new(machine.disk.clone());
-        disk.create_dir_all("/data/groups".as_ref()).expect("a directory is made");
-        for dir in ["/", DATA_DIR] {
-            disk.sync_dir(dir.as_ref()).expect("a directory syncs");
-        }
-        let (journal, saved) = HardStateJournal::open(Arc::clone(&disk), DATA_DIR.as_ref())
-            .expect("the journal opens");
-        let config = |disk: &Arc<dyn Disk>| CoreConfig {
-            disk: Arc::clone(disk),
-            dir: PathBuf::from(DIR),
-            log: LogOptions { segment_bytes: 16 << 10, ..LogOptions::default() },
-            reserve: Arc::new(DiskReserve::open(Arc::clone(disk), DATA_DIR.as_ref(), 0).unwrap()),
-            heartbeat_ticks: 2,
-            election_ticks: ELECTION_TICKS,
-            seed,
-            machine: None,
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
-        };
-        let saved = saved.get(&GROUP).copied();
-        let core = match Core::open(config(&disk), saved).expect("the replica opens") {
-            Some(core) => core,
-            None => {
-                assert_eq!(machine.boots, 1, "a replica that was created durably has vanished");
-                let birth = Birth {
-                    group: GROUP,
-                    replica: node + 100,
-                    topic_id: "topic".into(),
-                    partition: 0,
-                    voters: members,
-                    learners: BTreeMap::new(),
-                    image: Bytes::new(),
-                    preferred: node == 1,
-                };
-                Core::create(config(&disk), birth).expect("the replica is created")
-            }
-        };
-        machine.running = Some(Running { core, journal, syncing: VecDeque::new() });
-        self.note(format_args!("start {node}"));
-        self.with(node, Core::begin);
-    }
-
-    /// Calls a core that is up and carries out what it asks for.
-    fn with(&mut self, node: u64, call: impl FnOnce(&mut Core, &mut Effects)) {
-        let Some(machine) = self.machines.get_mut(&node) else { return };
-        let Some(running) = &mut machine.running else { return };
-        let mut effects = Effects::default();
-        call(&mut running.core, &mut effects);
-        let Effects { persist, checkpoints, messages, appended, answers, .. } = effects;
-        if let Some(persist) = persist {
-            if let Some(hard_state) = persist.hard_state {
-                running.journal.put(&[(GROUP, hard_state)]).expect("the journal takes it");
-            }
-            running.syncing.push_back(persist);
-        }
-        for checkpoint in checkpoints {
-            running.core.files().store_checkpoint(&checkpoint).expect("a checkpoint is written");
-        }
-        if let Some(why) = running.core.broken() {
-            panic!("replica on node {node} quarantined: {why:?}\n{}", self.trace);
-        }
-        for outbound in messages {
-            let (to, wants_appended) = (outbound.message.to - 100, outbound.wants_appended);
-            let message = Box::new(convert::to_wire(outbound.message));
-            self.send(node, to, Packet::Raft { message, wants_appended });
-        }
-        for ack in appended {
-            self.send(node, ack.to_replica - 100, Packet::Appended(ack));
-        }
-        for (token, answer) in answers {
-            self.answered(token, answer);
-        }
-    }
-
-    fn send(&mut self, from: u64, to: u64, packet: Packet) {
-        let is_cut = self.cut.is_some_and(|(node, _)| node == from || node == to);
-        if is_cut || self.chance(self.faults.lose) {
+        let machine = self.machines.get_mut(&node).expect("a known node");
+        if let Err(error) = machine.start(&self.setting, seed) {
+            assert!(error.is_disk_full() && machine.full_until > 0, "node {node}: {error}");
+            machine.restart_at = self.now + 50;
+            self.tally.count("kept from starting by a full disk");
             return;
         }
-        if self.chance(self.faults.duplicate)
-            && let Packet::Raft { message, wants_appended } = &packet
-        {
-            let copy = Packet::Raft { message: message.clone(), wants_appended: *wants_appended };
-            self.enqueue(to, copy);
+        self.tally.count("starts");
+        let elections = self.machines[&node].boots;
+        self.note(format_args!("start {node}, number {elections}"));
+        self.burst(node, true);
+    }
+
+    fn accidents(&mut self) {
+        let Some(mean) = self.faults.accident_slices else { return };
+        if self.next_accident > self.now {
+            return;
         }
-        self.enqueue(to, packet);
-    }
-
-    fn enqueue(&mut self, to: u64, packet: Packet) {
-        // Most arrive at once, some late and out of order.
-        let delay = if self.chance(100) { self.random.random_range(1..8) } else { 0 };
-        self.packets += 1;
-        self.network.insert((self.now + delay, self.packets), (to, packet));
-    }
-
-    fn deliver(&mut self) {
-        for _ in 0..64 {
-            let Some(entry) = self.network.first_entry() else { return };
-            if entry.key().0 > self.now {
-                return;
+        self.next_accident = self.now + self.random.random_range(1..2 * mean);
+        let accident = Accident::draw(&mut self.random);
+        let node = self.any_node();
+        let until = self.now + self.random.random_range(50..1_500);
+        self.note(format_args!("{accident:?} {node} until {until}"));
+        match accident {
+            Accident::Crash => self.crash(node),
+            Accident::CrashAll => {
+                self.tally.count("power losses of all machines");
+                self.nodes().into_iter().for_each(|node| self.crash(node));
             }
-            let (to, packet) = entry.remove();
-            if self.cut.is_some_and(|(node, _)| node == to) {
-                continue;
+            Accident::Kill => self.kill(node),
+            Accident::Cut => {
+                let others = self.nodes().into_iter().filter(|other| *other != node).collect();
+                let (kind, links) = self.network.cut(node, others, until, &mut self.random);
+                self.tally.count(kind);
+                self.note(format_args!("{kind}: {links:?}"));
             }
-            match packet {
-                Packet::Raft { message, wants_appended } => {
-                    let message = convert::from_wire(*message).expect("peers send what is valid");
-                    self.with(to, |core, effects| {
-                        // A refusal is an answer too: messages for a past membership, for example.
-                        let _ = core.step(message, wants_appended, effects);
-                    });
-                }
-                Packet::Appended(ack) => {
-                    self.with(to, |core, effects| core.peer_appended(&ack, effects));
+            Accident::Pause => {
+                self.tally.count("pauses");
+                self.machine(node).paused_until = until;
+            }
+            Accident::SlowDisk => {
+                self.tally.count("slow disks");
+                self.machine(node).slow_until = until;
+            }
+            Accident::FullDisk => {
+                self.tally.count("full disks");
+                let room = self.random.random_range(0..30_000);
+                let machine = self.machine(node);
+                machine.full_until = until;
+                machine.disk.set_capacity(Some(machine.disk.used_bytes() + room));
+            }
+            Accident::ClockJump => {
+                self.tally.count("clocks that jumped");
+                let jump = self.random.random_range(-3_600_000..3_600_000);
+                self.machine(node).clock_offset_ms += jump;
+            }
+            Accident::Transfer => {
+                for machine in self.machines.values_mut() {
+                    machine.transfer = machine.leads();
                 }
             }
+            Accident::Trim => self.trim(),
         }
     }
 
-    /// Disks are slow: each machine finishes what it syncs after a while, all of it at once.
-    fn sync_some(&mut self) {
-        for node in self.nodes() {
-            if !self.chance(600) {
-                continue;
-            }
-            let skip = self.faults.skip_sync;
-            let Some(running) =
-                self.machines.get_mut(&node).and_then(|machine| machine.running.as_mut())
-            else {
-                continue;
-            };
-            let points: Vec<Persist> = running.syncing.drain(..).collect();
-            let Some(last) = points.last() else { continue };
-            if !skip {
-                running.journal.sync_point().sync().expect("the journal syncs");
-                let files: Vec<_> = points.iter().map(|persist| persist.point.clone()).collect();
-                sync_group(&files).expect("the log syncs");
-            }
-            let (number, point) = (last.number, last.point.clone());
-            self.with(node, |core, effects| core.persisted(number, &point, effects));
-        }
+    fn machine(&mut self, node: u64) -> &mut Machine {
+        self.machines.get_mut(&node).expect("a known node")
     }
 
-    /// Each producer sends its next batch, or the last one again, to whoever leads.
-    fn produce(&mut self) {
-        let leaders: Vec<u64> = self
-            .machines
-            .iter()
-            .filter(|(_, m)| m.running.as_ref().is_some_and(|r| r.core.is_leader()))
-            .map(|(node, _)| *node)
-            .collect();
-        if leaders.is_empty() || self.quiet || !self.chance(100) {
+    fn crash(&mut self, node: u64) {
+        let restart_at = self.now + self.random.random_range(20..800);
+        let machine = self.machines.get_mut(&node).expect("a known node");
+        if machine.running.is_none() {
             return;
         }
-        for at in 0..self.producers.len() {
-            // A second leader, of an older term, is as good as any for a client with old metadata.
-            let leader = leaders[self.random.random_range(0..leaders.len())];
-            if self.producers[at].token.is_some() && self.producers[at].retry_at > self.now {
-                continue;
+        machine.restart_at = restart_at;
+        machine.stop(self.now);
+        let lost = machine.disk.crash();
+        self.tally.count("power losses");
+        if lost > 0 {
+            self.tally.count("power losses with lost pages");
+        }
+        self.note(format_args!("{node} loses {lost} pages, back at {restart_at}"));
+    }
+
+    fn kill(&mut self, node: u64) {
+        let restart_at = self.now + self.random.random_range(20..400);
+        let is_orderly = self.chance(500);
+        let machine = self.machines.get_mut(&node).expect("a known node");
+        if machine.running.is_some() {
+            if is_orderly {
+                machine.save_hard_state();
             }
-            let bytes = self.random.random_range(1..1_000usize);
-            let producer = &mut self.producers[at];
-            let batch = producer.batch.get_or_insert_with(|| {
-                let mut builder = BatchBuilder::new(Compression::None);
-                builder.set_producer(producer.id, 0, producer.sequence);
-                let value = format!("{}:{}:{}", producer.id, producer.sequence, "x".repeat(bytes));
-                builder.push(0, None, Some(value.as_bytes()), &[]).expect("a record fits");
-                builder.build().expect("a batch builds")
-            });
-            let batch = batch.clone();
-            let header = BatchHeader::read(&batch).expect("our own batch reads");
-            let token = self.next_token;
-            self.next_token += 1;
-            // Whatever the earlier attempt comes to is ignored: as a client that gave up on its answer.
-            producer.token = Some(token);
-            producer.retry_at = self.now + 60;
-            self.waiting.insert(token, at);
-            let body = ProposalBody::Batch { batch, header, acks: Acks::QuorumFsync };
-            let now_ms = i64::try_from(self.now).unwrap_or(0) * 50;
-            self.with(leader, |core, effects| {
-                core.propose(vec![Proposal { token, body }], now_ms, effects);
-            });
+            machine.restart_at = restart_at;
+            machine.stop(self.now);
+            self.tally.count("processes killed");
         }
     }
 
-    fn answered(&mut self, token: u64, answer: Result<Answer, crate::error::BrokerError>) {
-        let Some(at) = self.waiting.remove(&token) else { return };
-        let producer = &mut self.producers[at];
-        if producer.token != Some(token) {
+    /// A user moves the start of the log up.
+    fn trim(&mut self) {
+        if self.setting.kind == Kind::Machine {
             return;
         }
-        producer.token = None;
-        match answer {
-            Ok(Answer::Appended(appended)) => {
-                let batch = producer.batch.take().expect("what is acknowledged was sent");
-                let (id, sequence) = (producer.id, producer.sequence);
-                producer.sequence += 1;
-                self.totals.acknowledged += 1;
-                self.totals.duplicates += u64::from(appended.duplicate);
-                self.oracle.acknowledged(id, sequence, &appended, &batch);
-                self.note(format_args!("ack {id}:{sequence} at {}", appended.base_offset));
-            }
-            Ok(other) => panic!("{other:?} answers a batch"),
-            Err(error) => {
-                producer.retry_at = self.now + 3;
-                producer.token = Some(0);
-                self.note(format_args!("refused {}", error.reason()));
-            }
-        }
-    }
-
-    /// The highest term any machine has seen.
-    pub(super) fn terms(&self) -> u64 {
-        let running = self.machines.values().filter_map(|machine| machine.running.as_ref());
-        running.map(|running| running.core.visible().term).max().unwrap_or(0)
+        let leader = self.machines.values().find(|machine| machine.leads());
+        let Some(running) = leader.and_then(|machine| machine.running.as_ref()) else { return };
+        let (node, visible) =
+            (running.core.replica() - machine::REPLICA_BASE, running.core.visible());
+        let to = self.random.random_range(visible.log_start_offset..=visible.high_watermark);
+        let body = super::core::ProposalBody::AdvanceLogStart(to);
+        self.machine(node).proposals.push(super::core::Proposal { token: 0, body });
+        self.tally.count("trims");
     }
 }

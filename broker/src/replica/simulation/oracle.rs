@@ -1,135 +1,414 @@
 //! What must be true in every run, under every fault.
 //!
-//! Owns: the record of what was acknowledged and committed. Never: influences a run.
+//! Owns: the record of everything that was ever appended, committed, acknowledged and read. Never: influences a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
-use highwater_proto::batch::BatchView;
+use highwater_proto::batch::BatchHeader;
+use highwater_proto::v1::Acks;
+use highwater_storage::StoredEntry;
 
+use super::ledger::Accounts;
+use super::plan::Tally;
 use crate::replica::core::{Appended, Core};
+use crate::replica::envelope::EntryKind;
 
-/// An entry as every replica must hold it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An entry that some replica has appended. Log matching: whoever has one with this index and term has this very one.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    fingerprint: u64,
+    prev_term: u64,
+    /// Nodes that have ever appended it, and that have ever said it was durable, as bits.
+    appended: u64,
+    synced: u64,
+}
+
+/// A committed entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Committed {
     term: u64,
-    kind: u8,
-    base_offset: u64,
-    payload: Bytes,
+    /// Term of the leader that committed it.
+    by_term: u64,
+}
+
+/// What was seen of a replica since it last started.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// Index of the first of `terms`.
+    base: u64,
+    terms: std::collections::VecDeque<u64>,
+    durable: u64,
+    committed: u64,
+    high_watermark: u64,
+    log_start: u64,
+    /// The term in which it led.
+    leads_in: Option<u64>,
+    is_new: bool,
+}
+
+impl View {
+    pub(super) fn new() -> Self {
+        Self { is_new: true, ..Self::default() }
+    }
+
+    fn end(&self) -> u64 {
+        self.base + self.terms.len() as u64
+    }
+}
+
+/// What [`Oracle::observe`] noticed beside violations, which are panics.
+#[derive(Debug, Default)]
+pub(super) struct Noticed {
+    pub(super) truncated: bool,
+    /// A new leader, with its term.
+    pub(super) elected: Option<u64>,
+    /// Something was committed that nobody had committed before.
+    pub(super) progress: bool,
+    pub(super) log_start_moved: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Oracle {
-    /// By (producer, sequence): offset and records.
-    acknowledged: BTreeMap<(i64, i32), (u64, Bytes)>,
-    /// By index: as first seen below a commit.
+    voters: usize,
+    /// Whether acknowledgements are also held against what the replicas have said before, and not only against what is left
+    /// in the end. Off, to show that what users would see is enough to find a bug.
+    pub(super) omniscient: bool,
+    entries: HashMap<(u64, u64), Known>,
+    /// Batches by base offset and term: index and checksum.
+    batches: HashMap<(u64, u64), (u64, u32)>,
     committed: BTreeMap<u64, Committed>,
-    /// Highest index checked, by replica.
-    checked: BTreeMap<u64, u64>,
-    /// Leader by term.
     leaders: BTreeMap<u64, u64>,
+    /// By (producer, sequence): base offset, term, index.
+    acknowledged: BTreeMap<(i64, i32), (u64, u64, u64)>,
+    /// The ledger's digest by index.
+    digests: BTreeMap<u64, u64>,
+    /// By (client, sequence): the number it got.
+    numbers: BTreeMap<(u64, u64), u64>,
 }
 
 impl Oracle {
+    pub(super) fn new(voters: usize) -> Self {
+        Self { voters, omniscient: true, ..Self::default() }
+    }
+
+    fn majority(&self) -> u32 {
+        u32::try_from(self.voters / 2 + 1).expect("few voters")
+    }
+
+    /// The highest index that any replica has committed.
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// Looks at a replica after anything may have changed: log matching, one leader a term, leader completeness; what is
+    /// committed was durable on a majority, never changes, and never goes back.
+    pub(super) fn observe(&mut self, node: u64, core: &Core, view: &mut View) -> Noticed {
+        let visible = core.visible();
+        let is_first = view.is_new;
+        // Whoever led at the last look may have committed something and stepped down since.
+        let led_in = view.leads_in;
+        view.leads_in = visible.is_leader.then_some(visible.term);
+        let leads_in = view.leads_in.or(led_in);
+        if let Some(by_term) = leads_in {
+            self.observe_dropped(node, core, view, by_term);
+        }
+        let truncated = self.observe_log(node, core, view);
+        let mut noticed = Noticed { truncated, ..Noticed::default() };
+        if visible.is_leader {
+            let leader = *self.leaders.entry(visible.term).or_insert(node);
+            assert_eq!(leader, node, "two leaders in term {}", visible.term);
+            if led_in != Some(visible.term) {
+                noticed.elected = Some(visible.term);
+                self.check_completeness(core, visible.term);
+            }
+        }
+        noticed.progress = self.observe_commit(core, view, leads_in);
+        assert!(visible.log_start_offset <= visible.high_watermark, "{visible:?}");
+        assert!(visible.high_watermark <= visible.log_end_offset, "{visible:?}");
+        assert!(visible.high_watermark >= view.high_watermark, "the high watermark goes back");
+        assert!(visible.log_start_offset >= view.log_start, "the log's start goes back");
+        noticed.log_start_moved = !is_first && visible.log_start_offset > view.log_start;
+        view.high_watermark = visible.high_watermark;
+        view.log_start = visible.log_start_offset;
+        noticed
+    }
+
+    /// What a leader has committed, applied, and dropped from the head of its log since the last look.
+    fn observe_dropped(&mut self, node: u64, core: &Core, view: &mut View, by_term: u64) {
+        let dropped = core.reader().first_index().min(view.end());
+        for index in (view.committed + 1).max(view.base)..dropped {
+            let term = view.terms[usize::try_from(index - view.base).expect("in the view")];
+            if index <= core.durable_index()
+                && let Some(known) = self.entries.get_mut(&(index, term))
+            {
+                known.synced |= 1 << node;
+            }
+            self.learn_commit(core, index, term, by_term);
+            view.committed = index;
+        }
+    }
+
+    /// Learns what was appended and what became durable; true if a suffix was cut.
+    fn observe_log(&mut self, node: u64, core: &Core, view: &mut View) -> bool {
+        let reader = core.reader();
+        let (first, last) = (reader.first_index(), reader.last_index());
+        let mut truncated = false;
+        if view.is_new || first > view.end() {
+            *view = View { base: first, terms: Default::default(), is_new: false, ..*view };
+            view.durable = first - 1;
+        }
+        while view.base < first {
+            view.base += 1;
+            view.terms.pop_front();
+        }
+        while view.end() > last + 1
+            || view.terms.back().is_some_and(|term| reader.term(view.end() - 1) != Some(*term))
+        {
+            view.terms.pop_back();
+            truncated = true;
+        }
+        view.durable = view.durable.min(view.end() - 1).max(first - 1);
+        let mut next = view.end();
+        let mut prev_term = reader.term(next - 1).expect("the term before an entry is known");
+        while next <= last {
+            let new =
+                reader.entries(next, last + 1, 1 << 20).expect("what was appended is readable");
+            for entry in &new {
+                self.learn(node, entry, prev_term);
+                prev_term = entry.meta.term;
+                view.terms.push_back(prev_term);
+            }
+            next += new.len() as u64;
+        }
+        let durable = core.durable_index().min(last);
+        for index in view.durable + 1..=durable {
+            let at = usize::try_from(index - view.base).expect("in the view");
+            if let Some(known) = self.entries.get_mut(&(index, view.terms[at])) {
+                known.synced |= 1 << node;
+            }
+        }
+        view.durable = view.durable.max(durable);
+        truncated
+    }
+
+    fn learn(&mut self, node: u64, entry: &StoredEntry, prev_term: u64) {
+        let (index, term) = (entry.meta.index, entry.meta.term);
+        let fingerprint = fingerprint(entry);
+        let new = Known { fingerprint, prev_term, appended: 0, synced: 0 };
+        let known = self.entries.entry((index, term)).or_insert(new);
+        assert_eq!(
+            known.fingerprint, fingerprint,
+            "entry {index} of term {term} differs on {node}"
+        );
+        assert_eq!(
+            known.prev_term, prev_term,
+            "the log before entry {index} of term {term}, {node}"
+        );
+        known.appended |= 1 << node;
+        if entry.meta.kind == EntryKind::Batch as u8 {
+            let header = BatchHeader::read(&entry.payload).expect("a stored batch");
+            self.batches.insert((entry.base_offset, term), (index, header.crc));
+        }
+    }
+
+    fn check_completeness(&self, core: &Core, term: u64) {
+        let reader = core.reader();
+        let first = reader.first_index();
+        for (index, committed) in self.committed.range(first..).rev().take(500) {
+            assert!(
+                committed.by_term >= term || reader.term(*index) == Some(committed.term),
+                "the leader of term {term}, {}, lacks entry {index} of term {}, committed in {}",
+                core.replica(),
+                committed.term,
+                committed.by_term
+            );
+        }
+    }
+
+    fn observe_commit(&mut self, core: &Core, view: &mut View, leads_in: Option<u64>) -> bool {
+        let committed = core.committed();
+        assert!(committed >= view.committed, "the commit goes back on {}", core.replica());
+        let reader = core.reader();
+        let mut progress = false;
+        for index in (view.committed + 1).max(view.base)..=committed {
+            let term = reader.term(index).expect("what is committed is in the log");
+            if let Some(known) = self.committed.get(&index) {
+                assert_eq!(known.term, term, "committed entry {index} on {}", core.replica());
+                continue;
+            }
+            assert!(
+                leads_in.is_some() || !self.omniscient,
+                "{} commits entry {index} before its leader",
+                core.replica()
+            );
+            self.learn_commit(core, index, term, leads_in.unwrap_or(core.visible().term));
+            progress = true;
+        }
+        view.committed = committed;
+        progress
+    }
+
+    fn learn_commit(&mut self, core: &Core, index: u64, term: u64, by_term: u64) {
+        let known = self.entries.get(&(index, term)).expect("what is committed was appended");
+        let holders = known.synced.count_ones();
+        assert!(
+            holders >= self.majority() || !self.omniscient,
+            "{} commits entry {index}, which is durable on {holders} only",
+            core.replica()
+        );
+        let before = self.committed.insert(index, Committed { term, by_term });
+        assert!(before.is_none_or(|before| before.term == term), "{before:?} at {index} before");
+    }
+
+    /// A batch was acknowledged: it is where the publisher is told, and as durable as it is told.
     pub(super) fn acknowledged(
         &mut self,
-        producer: i64,
-        sequence: i32,
+        node: u64,
+        (producer, sequence): (i64, i32),
+        acks: Acks,
         appended: &Appended,
         batch: &Bytes,
     ) {
-        let value = (appended.base_offset, record_of(batch.clone()));
-        let before = self.acknowledged.insert((producer, sequence), value);
-        assert_eq!(before, None, "{producer}:{sequence} acknowledged twice");
-    }
-
-    /// One leader a term; what is committed never changes and is the same everywhere.
-    pub(super) fn check_core(&mut self, core: &Core) {
-        let visible = core.visible();
-        assert!(visible.log_start_offset <= visible.high_watermark);
-        assert!(visible.high_watermark <= visible.log_end_offset);
-        if visible.is_leader {
-            let leader = *self.leaders.entry(visible.term).or_insert(core.replica());
-            assert_eq!(leader, core.replica(), "two leaders in term {}", visible.term);
+        let key = (appended.base_offset, appended.leader_epoch);
+        let what = format!("{producer}:{sequence} at {} of term {}", key.0, key.1);
+        let (index, crc) = *self.batches.get(&key).unwrap_or_else(|| {
+            panic!("{what} was acknowledged, and nobody ever appended such a batch")
+        });
+        let sent = BatchHeader::read(batch).expect("our own batch");
+        assert_eq!(sent.crc, crc, "{what} is another batch");
+        let known = self.entries[&(index, key.1)];
+        let is_committed = self.committed.get(&index).is_some_and(|found| found.term == key.1);
+        match acks {
+            _ if is_committed || !self.omniscient => {}
+            Acks::Quorum => {
+                let holders = known.appended.count_ones();
+                assert!(holders >= self.majority(), "{what}: appended on {holders} only");
+            }
+            Acks::Leader => assert!(known.appended & 1 << node != 0, "{what}: not appended"),
+            _ => panic!("{what}: not committed"),
         }
-        let reader = core.reader();
-        let checked = self.checked.entry(core.replica()).or_insert(0);
-        // A crash takes the commit index back; what was checked then is checked again.
-        let committed = core.committed();
-        if committed < *checked {
-            *checked = reader.first_index().saturating_sub(1);
-        }
-        let from = (*checked + 1).max(reader.first_index());
-        if from > committed {
-            return;
-        }
-        let entries =
-            reader.entries(from, committed + 1, u64::MAX).expect("committed entries are readable");
-        for entry in &entries {
-            let now = Committed {
-                term: entry.meta.term,
-                kind: entry.meta.kind,
-                base_offset: entry.base_offset,
-                payload: entry.payload.clone(),
-            };
-            let first = self.committed.entry(entry.meta.index).or_insert_with(|| now.clone());
-            assert_eq!(
-                *first,
-                now,
-                "entry {} differs on replica {}",
-                entry.meta.index,
-                core.replica()
+        if acks == Acks::QuorumFsync {
+            let value = (key.0, key.1, index);
+            let before = self.acknowledged.insert((producer, sequence), value);
+            assert!(
+                before.is_none_or(|before| before == value),
+                "{what} was acknowledged at {before:?} before"
             );
-            *checked = entry.meta.index;
         }
     }
 
-    /// After healing: every replica has every acknowledged record, once, where it was acknowledged, and each producer's in
-    /// order; nothing that was not acknowledged appears twice.
-    pub(super) fn check_end<'a>(&self, cores: impl Iterator<Item = &'a Core>) {
-        let mut ends = Vec::new();
-        let mut producers = Vec::new();
-        for core in cores {
+    /// A command was answered: it has this number, for good, and no other has it.
+    pub(super) fn answered(&mut self, client: u64, sequence: u64, number: u64) {
+        let before = self.numbers.insert((client, sequence), number);
+        assert!(
+            before.is_none_or(|before| before == number),
+            "{client}:{sequence} {before:?} {number}"
+        );
+    }
+
+    /// The state machine of a replica: equal on all after the same entry.
+    pub(super) fn applied(&mut self, accounts: &Accounts) {
+        let digest = *self.digests.entry(accounts.applied).or_insert(accounts.digest);
+        assert_eq!(digest, accounts.digest, "state machines differ after {}", accounts.applied);
+    }
+
+    /// A consumer was given this: it is committed, it is what was appended, and it is what comes next.
+    pub(super) fn read(&self, entry: &StoredEntry, position: u64) {
+        let (index, term) = (entry.meta.index, entry.meta.term);
+        let committed = self.committed.get(&index);
+        assert!(
+            committed.is_some_and(|committed| committed.term == term),
+            "a consumer was given entry {index} of term {term}; committed is {committed:?}"
+        );
+        self.check_content(entry);
+        assert!(
+            entry.base_offset <= position && position < entry.end_offset(),
+            "a consumer asked for {position} and was given {} to {}",
+            entry.base_offset,
+            entry.end_offset()
+        );
+    }
+
+    fn check_content(&self, entry: &StoredEntry) {
+        let key = (entry.meta.index, entry.meta.term);
+        let known = self.entries.get(&key).unwrap_or_else(|| panic!("{key:?} was never appended"));
+        assert_eq!(known.fingerprint, fingerprint(entry), "{key:?} has changed");
+    }
+
+    /// After healing and quiet: all replicas hold the same; every acknowledged record that is retained is there once, where it
+    /// was acknowledged, each producer's in order; nothing else is there twice.
+    pub(super) fn check_end<'a>(&self, cores: impl Iterator<Item = &'a Core>, tally: &mut Tally) {
+        let cores: Vec<&Core> = cores.collect();
+        for core in &cores {
             let visible = core.visible();
-            let stored = core
-                .reader()
-                .read_offsets(visible.log_start_offset, visible.high_watermark, u64::MAX)
+            let reader = core.reader();
+            assert_eq!(core.committed(), self.committed(), "replica {} lags", core.replica());
+            let all = reader
+                .entries(reader.first_index(), reader.last_index() + 1, u64::MAX)
                 .expect("everything is readable");
-            let mut seen: BTreeMap<(i64, i32), (u64, Bytes)> = BTreeMap::new();
-            let mut last: BTreeMap<i64, i32> = BTreeMap::new();
-            for entry in stored {
-                let batch =
-                    BatchView::parse(entry.payload.clone()).expect("stored batches are whole");
-                let header = *batch.header();
-                let key = (header.producer_id, header.base_sequence);
-                let value = (entry.base_offset, record_of(entry.payload));
-                assert_eq!(seen.insert(key, value), None, "{key:?} is in the log twice");
-                let before = last.insert(header.producer_id, header.base_sequence);
-                assert!(
-                    before.is_none_or(|before| before < header.base_sequence),
-                    "{key:?} out of order"
-                );
+            for entry in &all {
+                self.check_content(entry);
+                let committed = self.committed.get(&entry.meta.index).map(|found| found.term);
+                assert_eq!(committed, Some(entry.meta.term), "entry {}", entry.meta.index);
             }
-            for (key, value) in &self.acknowledged {
-                assert_eq!(
-                    seen.get(key),
-                    Some(value),
-                    "{key:?} was acknowledged, replica {}",
-                    core.replica()
-                );
-            }
-            ends.push(visible.high_watermark);
-            producers.push(core.producers().cloned());
+            self.check_records(core, visible.log_start_offset);
+            tally.add("entries compared at the end", all.len() as u64);
         }
-        assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "replicas end at {ends:?}");
-        assert!(producers.windows(2).all(|pair| pair[0] == pair[1]), "producer states differ");
+        for pair in cores.windows(2) {
+            let (a, b) = (pair[0].visible(), pair[1].visible());
+            assert_eq!(
+                (a.log_start_offset, a.high_watermark, a.log_end_offset),
+                (b.log_start_offset, b.high_watermark, b.log_end_offset),
+                "replicas {} and {} end differently",
+                pair[0].replica(),
+                pair[1].replica()
+            );
+            assert!(pair[0].producers() == pair[1].producers(), "producer states differ");
+        }
+    }
+
+    fn check_records(&self, core: &Core, log_start: u64) {
+        let visible = core.visible();
+        let stored = core
+            .reader()
+            .read_offsets(log_start, visible.high_watermark, u64::MAX)
+            .expect("everything is readable");
+        let mut last: BTreeMap<i64, i32> = BTreeMap::new();
+        let mut found: BTreeMap<(i64, i32), u64> = BTreeMap::new();
+        let mut position = log_start;
+        for entry in &stored {
+            self.read(entry, position);
+            position = entry.end_offset();
+            let header = BatchHeader::read(&entry.payload).expect("stored batches are whole");
+            let before = last.insert(header.producer_id, header.base_sequence);
+            assert!(
+                before.is_none_or(|before| before + 1 == header.base_sequence),
+                "producer {}: sequence {} behind {before:?}",
+                header.producer_id,
+                header.base_sequence
+            );
+            found.insert((header.producer_id, header.base_sequence), entry.base_offset);
+        }
+        assert!(position == visible.high_watermark || stored.is_empty());
+        for (key, (offset, term, index)) in &self.acknowledged {
+            assert_eq!(
+                self.committed.get(index).map(|found| found.term),
+                Some(*term),
+                "{key:?} was acknowledged at offset {offset}, index {index}"
+            );
+            if *offset >= log_start {
+                assert_eq!(found.get(key), Some(offset), "{key:?}, replica {}", core.replica());
+            }
+        }
     }
 }
 
-/// The only record of a batch of the simulation's producers.
-fn record_of(batch: Bytes) -> Bytes {
-    let batch = BatchView::parse(batch).expect("a whole batch");
-    let record =
-        batch.records().expect("records").next().expect("one record").expect("a whole record");
-    record.value.expect("a value")
+fn fingerprint(entry: &StoredEntry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let meta = &entry.meta;
+    (meta.index, meta.term, meta.kind, meta.offset_span, meta.append_time_ms).hash(&mut hasher);
+    (entry.base_offset, &entry.payload[..]).hash(&mut hasher);
+    hasher.finish()
 }

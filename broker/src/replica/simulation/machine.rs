@@ -1,0 +1,386 @@
+//! One simulated machine: its disk, its clock, and the process on it, which drives one core as a worker thread and its syncer do.
+//!
+//! Owns: the order within a burst (step, persist, then send and answer). Never: decides when anything fails.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use highwater_proto::internal::ReplicaCheckpoint;
+use highwater_storage::{
+    Disk, DiskReserve, HardStateJournal, LogOptions, SimDisk, SparePool, StorageError, sync_group,
+};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::ledger::Ledger;
+use super::network::Packet;
+use super::oracle::View;
+use super::plan::{Kind, Plant, Tally};
+use crate::replica::convert;
+use crate::replica::core::{
+    Answer, Birth, Core, CoreConfig, Effects, OpenError, Persist, Proposal, ProposalBody,
+    StateMachine,
+};
+use crate::replica::engine::PartitionSettings;
+use crate::replica::retention;
+
+pub(super) const GROUP: u64 = 7;
+/// The replica on node N is N + this.
+pub(super) const REPLICA_BASE: u64 = 100;
+pub(super) const SLICE_MS: i64 = 10;
+pub(super) const SLICES_PER_TICK: u64 = 5;
+pub(super) const ELECTION_TICKS: u32 = 10;
+const HEARTBEAT_TICKS: u32 = 2;
+const TICKS_PER_RETENTION_CHECK: u64 = 40;
+/// Kept back for what must be written on a full disk.
+const RESERVE_BYTES: u64 = 256 << 10;
+const TICKS_PER_RESERVE_CHECK: u64 = 8;
+/// Wall clock when the simulation begins.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+const DIR: &str = "/data/groups/7";
+const DATA_DIR: &str = "/data";
+
+/// What all machines of a run have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) kind: Kind,
+    pub(super) nodes: u64,
+    pub(super) partition: PartitionSettings,
+    pub(super) plant: Option<Plant>,
+}
+
+pub(super) struct Machine {
+    pub(super) node: u64,
+    pub(super) disk: SimDisk,
+    /// `None` while it is down.
+    pub(super) running: Option<Running>,
+    /// Slice in which it starts again.
+    pub(super) restart_at: u64,
+    pub(super) boots: u64,
+    /// When within a tick's length it ticks.
+    tick_phase: u64,
+    pub(super) paused_until: u64,
+    pub(super) slow_until: u64,
+    pub(super) full_until: u64,
+    pub(super) clock_offset_ms: i64,
+    pub(super) inbox: Vec<Packet>,
+    pub(super) proposals: Vec<Proposal>,
+    /// Asked to hand its leadership over.
+    pub(super) transfer: bool,
+    /// Nodes that do not hear what was sent to them.
+    pub(super) unreachable: Vec<u64>,
+}
+
+pub(super) struct Running {
+    pub(super) core: Core,
+    journal: HardStateJournal,
+    reserve: Arc<DiskReserve>,
+    pub(super) ledger: Ledger,
+    pub(super) view: View,
+    elections_counted: u64,
+    /// Gathered while a sync runs.
+    gathered: Syncing,
+    /// The sync that runs, and the slice in which it is done.
+    in_flight: Option<(u64, Syncing)>,
+}
+
+#[derive(Debug, Default)]
+struct Syncing {
+    points: Vec<Persist>,
+    checkpoints: Vec<ReplicaCheckpoint>,
+}
+
+/// What a burst leaves for the world to carry out.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) packets: Vec<(u64, Packet)>,
+    pub(super) answers: Vec<(u64, Result<Answer, crate::error::BrokerError>)>,
+    pub(super) installed: bool,
+    /// Chosen to take the leadership over, and the term in which.
+    pub(super) transferee: Option<(u64, u64)>,
+    /// The replica or the node has stopped, for this reason.
+    pub(super) stopped: Option<String>,
+}
+
+impl Machine {
+    pub(super) fn new(node: u64, seed: u64) -> Self {
+        Self {
+            node,
+            disk: SimDisk::new(seed),
+            running: None,
+            restart_at: 0,
+            boots: 0,
+            tick_phase: 0,
+            paused_until: 0,
+            slow_until: 0,
+            full_until: 0,
+            clock_offset_ms: 0,
+            inbox: Vec::new(),
+            proposals: Vec::new(),
+            transfer: false,
+            unreachable: Vec::new(),
+        }
+    }
+
+    /// Up, and neither paused nor with a disk in trouble.
+    pub(super) fn is_healthy(&self, now: u64) -> bool {
+        let trouble = self.paused_until.max(self.slow_until).max(self.full_until);
+        self.running.is_some() && trouble <= now
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.core.visible().is_leader)
+    }
+
+    pub(super) fn wall_ms(&self, now: u64) -> i64 {
+        EPOCH_MS + i64::try_from(now).expect("a short run") * SLICE_MS + self.clock_offset_ms
+    }
+
+    /// Starts the process. A full disk may keep it from starting.
+    pub(super) fn start(&mut self, setting: &Setting, seed: u64) -> Result<(), StorageError> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        disk.create_dir_all("/data/groups".as_ref()).expect("a directory is made");
+        for dir in ["/", DATA_DIR] {
+            disk.sync_dir(dir.as_ref()).expect("a directory syncs");
+        }
+        let (journal, saved) = HardStateJournal::open(Arc::clone(&disk), DATA_DIR.as_ref())?;
+        let reserve = DiskReserve::open(Arc::clone(&disk), DATA_DIR.as_ref(), RESERVE_BYTES)?;
+        let reserve = Arc::new(reserve);
+        let ledger = Ledger::default();
+        let config = |ledger: &Ledger| CoreConfig {
+            disk: Arc::clone(&disk),
+            dir: PathBuf::from(DIR),
+            log: LogOptions {
+                segment_bytes: setting.partition.segment_bytes,
+                index_interval_bytes: 1 << 10,
+                spares: Some(SparePool::new(1)),
+                ..LogOptions::default()
+            },
+            reserve: Arc::clone(&reserve),
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            election_ticks: ELECTION_TICKS,
+            seed,
+            machine: (setting.kind == Kind::Machine)
+                .then(|| Box::new(ledger.clone()) as Box<dyn StateMachine>),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+        };
+        let storage = |error: OpenError| match error {
+            OpenError::Storage(error) => {
+                // The next attempt may have the room.
+                let _ = error.is_disk_full() && reserve.release();
+                error
+            }
+            other => panic!("node {}: {other}", self.node),
+        };
+        let core = match Core::open(config(&ledger), saved.get(&GROUP).copied()).map_err(storage)? {
+            Some(core) => core,
+            None => {
+                assert_eq!(self.boots, 0, "a replica that was created durably has vanished");
+                Core::create(config(&ledger), birth(self.node, setting)).map_err(storage)?
+            }
+        };
+        self.boots += 1;
+        self.tick_phase = seed % SLICES_PER_TICK;
+        self.inbox.clear();
+        self.running = Some(Running {
+            core,
+            journal,
+            reserve,
+            ledger,
+            view: View::new(),
+            elections_counted: 0,
+            gathered: Syncing::default(),
+            in_flight: None,
+        });
+        Ok(())
+    }
+
+    /// Ends the process: with the power, or with what a clean end saves, or just so.
+    pub(super) fn stop(&mut self, now: u64) {
+        self.running = None;
+        self.paused_until = self.paused_until.min(now);
+        self.proposals.clear();
+        self.inbox.clear();
+    }
+
+    /// Lets the process do what there is to do now; `None` if that is nothing. `begin` is its first burst.
+    pub(super) fn burst(
+        &mut self,
+        now: u64,
+        begin: bool,
+        setting: &Setting,
+        random: &mut SmallRng,
+        tally: &mut Tally,
+    ) -> Option<Outcome> {
+        let ticks = (now + self.tick_phase).is_multiple_of(SLICES_PER_TICK);
+        let wall_ms = self.wall_ms(now);
+        let running = self.running.as_mut()?;
+        let synced = running.in_flight.take_if(|(due, _)| *due <= now);
+        let has_work = begin || ticks || self.transfer || synced.is_some();
+        if self.paused_until > now {
+            running.in_flight = running.in_flight.take().or(synced);
+            return None;
+        }
+        if !has_work && self.inbox.is_empty() && self.proposals.is_empty() {
+            return None;
+        }
+        let mut effects = Effects::default();
+        let mut outcome = Outcome::default();
+        let core = &mut running.core;
+        let producers = match setting.plant {
+            Some(Plant::ReuseOffset) => core.producers().cloned(),
+            _ => None,
+        };
+        let reader = core.reader();
+        let before = (reader.last_index(), reader.term(reader.last_index()));
+        if begin {
+            core.begin(&mut effects);
+        }
+        if let Some((_, syncing)) = synced {
+            if setting.plant != Some(Plant::SkipSync) {
+                running.journal.sync_point().sync().expect("the journal syncs");
+                let points: Vec<_> = syncing.points.iter().map(|p| p.point.clone()).collect();
+                sync_group(&points).expect("the log syncs");
+            }
+            if let Some(last) = syncing.points.last() {
+                core.persisted(last.number, &last.point, &mut effects);
+            }
+            for checkpoint in syncing.checkpoints {
+                match core.files().store_checkpoint(&checkpoint) {
+                    Err(error) if !error.is_disk_full() => panic!("a checkpoint: {error}"),
+                    _ => {}
+                }
+            }
+        }
+        for node in self.unreachable.drain(..) {
+            core.peer_unreachable(node + REPLICA_BASE);
+        }
+        for packet in self.inbox.drain(..) {
+            step(core, packet, &mut effects, &mut outcome);
+            if setting.plant == Some(Plant::VoteTwice) {
+                core.forget_vote();
+            }
+        }
+        if ticks {
+            if (now / SLICES_PER_TICK).is_multiple_of(TICKS_PER_RESERVE_CHECK) {
+                let _ = running.reserve.refill();
+            }
+            core.tick(&mut effects);
+        }
+        let elections = core.elections();
+        tally.add("elections begun", elections - running.elections_counted);
+        running.elections_counted = elections;
+        if ticks && (now / SLICES_PER_TICK).is_multiple_of(TICKS_PER_RETENTION_CHECK) {
+            let start = retention::check(core, &setting.partition, wall_ms, &mut effects);
+            if let Some(offset) = start {
+                tally.count("retention proposed");
+                let body = ProposalBody::AdvanceLogStart(offset);
+                self.proposals.push(Proposal { token: 0, body });
+            }
+        }
+        if std::mem::take(&mut self.transfer) {
+            let term = core.visible().term;
+            let chosen = core.transfer_leadership(None, &mut effects);
+            outcome.transferee = chosen.map(|replica| (replica - REPLICA_BASE, term));
+        }
+        if !self.proposals.is_empty() {
+            core.propose(std::mem::take(&mut self.proposals), wall_ms, &mut effects);
+        }
+        if let Some(producers) = producers
+            && reader.term(before.0) != before.1
+        {
+            core.set_producers(producers);
+        }
+        self.flush(effects, &mut outcome);
+        self.start_sync(now, random);
+        Some(outcome)
+    }
+
+    /// Persists, and hands on what is to be sent and answered, unless the journal cannot be written.
+    fn flush(&mut self, effects: Effects, outcome: &mut Outcome) {
+        let Some(running) = &mut self.running else { return };
+        let Effects { persist, checkpoints, messages, appended, answers, .. } = effects;
+        running.gathered.checkpoints.extend(checkpoints);
+        if let Some(persist) = persist {
+            if let Some(hard_state) = persist.hard_state
+                && let Err(error) = running.journal.put(&[(GROUP, hard_state)])
+            {
+                // Nothing of this burst may be promised.
+                outcome.stopped =
+                    Some(format!("the hard-state journal cannot be written: {error}"));
+                return;
+            }
+            running.gathered.points.push(persist);
+        }
+        for outbound in messages {
+            let (to, wants_appended) =
+                (outbound.message.to - REPLICA_BASE, outbound.wants_appended);
+            let message = Box::new(convert::to_wire(outbound.message));
+            outcome.packets.push((to, Packet::Raft { message, wants_appended }));
+        }
+        for ack in appended {
+            outcome.packets.push((ack.to_replica - REPLICA_BASE, Packet::Appended(ack)));
+        }
+        outcome.answers = answers;
+        outcome.stopped = running.core.broken().map(|quarantine| quarantine.why.clone());
+    }
+
+    /// While one sync runs, the next group gathers.
+    fn start_sync(&mut self, now: u64, random: &mut SmallRng) {
+        let Some(running) = &mut self.running else { return };
+        let waits = !running.gathered.points.is_empty() || !running.gathered.checkpoints.is_empty();
+        if running.in_flight.is_none() && waits {
+            let slices = if self.slow_until > now {
+                random.random_range(20..150)
+            } else {
+                random.random_range(1..4)
+            };
+            running.in_flight = Some((now + slices, std::mem::take(&mut running.gathered)));
+        }
+    }
+
+    /// What an orderly end saves.
+    pub(super) fn save_hard_state(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let state = running.core.hard_state();
+        if running.journal.put(&[(GROUP, state)]).is_ok() {
+            running.journal.sync_point().sync().expect("the journal syncs");
+        }
+    }
+}
+
+fn step(core: &mut Core, packet: Packet, effects: &mut Effects, outcome: &mut Outcome) {
+    match packet {
+        Packet::Raft { message, wants_appended } => {
+            let snapshot = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.clone());
+            let first_before = core.reader().first_index();
+            let message = convert::from_wire(*message).expect("peers send what is valid");
+            // A refusal is an answer too: messages for a past membership, for example.
+            let _ = core.step(message, wants_appended, effects);
+            let first = core.reader().first_index();
+            outcome.installed |= snapshot
+                .is_some_and(|snapshot| first > first_before && first == snapshot.index + 1);
+        }
+        Packet::Appended(ack) => core.peer_appended(&ack, effects),
+    }
+}
+
+fn birth(node: u64, setting: &Setting) -> Birth {
+    let voters: BTreeMap<u64, u64> =
+        (1..=setting.nodes).map(|node| (node + REPLICA_BASE, node)).collect();
+    Birth {
+        group: GROUP,
+        replica: node + REPLICA_BASE,
+        topic_id: "topic".into(),
+        partition: 0,
+        voters,
+        learners: BTreeMap::new(),
+        image: match setting.kind {
+            Kind::Partition => Bytes::new(),
+            Kind::Machine => Ledger::default().image(),
+        },
+        preferred: node == 1,
+    }
+}

@@ -5,6 +5,7 @@
 
 mod real;
 mod sim;
+mod unsynced;
 
 use std::any::Any;
 use std::io;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 
 pub use real::RealDisk;
 pub use sim::{SimDisk, SimOp};
+pub use unsynced::UnsyncedDisk;
 
 /// A file system. Paths are absolute or relative to the working directory.
 pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
@@ -84,6 +86,11 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// The result of a mapped file is a slice that keeps the mapping alive: no copy. Whoever asks for a
     /// range promises not to write to it while the result lives.
     fn read(&self, offset: u64, len: usize) -> io::Result<Bytes>;
+    /// The first byte at or after `offset` that was ever written, as far as the disk can tell: everything before it reads as
+    /// zeroes. `None` if there is none.
+    fn written_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.len()).then_some(offset))
+    }
     /// Who holds this file or slices of it; `None` if the disk cannot tell. Only a file that nobody
     /// holds is ever written over.
     fn lease(&self) -> Option<Lease> {

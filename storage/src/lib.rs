@@ -16,15 +16,15 @@ mod mapping;
 mod reserve;
 mod small_file;
 
-pub use disk::{Disk, DiskFile, Lease, RealDisk, SimDisk, SimOp};
+pub use disk::{Disk, DiskFile, Lease, RealDisk, SimDisk, SimOp, UnsyncedDisk};
 pub use error::StorageError;
 pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
 pub use identity::{DirLock, Identity};
 pub use log::{
     Compacted, CompactedManifest, CompactedReader, CompactedReceiver, CompactedSegment,
     CompactedWriter, EntryMeta, Epoch, Finding, Gap, Log, LogOptions, LogReader, LogStart,
-    RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool, StagedCompaction,
-    StoredEntry, SyncPoint, Wanted, sync_group,
+    OpenSealed, RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool,
+    StagedCompaction, StoredEntry, SyncPoint, Wanted, sync_group,
 };
 pub use reserve::DiskReserve;
 pub use small_file::{read_small_file, write_small_file};

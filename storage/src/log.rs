@@ -35,6 +35,7 @@ pub use reader::LogReader;
 pub use repair::{Gap, Repair};
 pub use scrub::{Finding, ScrubStep};
 pub use spare::SparePool;
+pub use state::OpenSealed;
 pub use sync::{Settled, SyncPoint, sync_group};
 pub use types::{EntryMeta, Epoch, LogOptions, LogStart, RecoveryReport, SegmentInfo, StoredEntry};
 
@@ -164,7 +165,7 @@ impl Log {
     ) -> Self {
         let durable_index = state.next_index - 1;
         Self {
-            shared: Shared::new(disk, options.index_interval_bytes, state),
+            shared: Shared::new(disk, &options, state),
             dir: dir.to_path_buf(),
             options,
             identity,

@@ -33,7 +33,7 @@ fn options() -> LogOptions {
         payload_bytes_max: 4096,
         index_interval_bytes: 512,
         allocate_step_bytes: 4096,
-        spares: None,
+        ..LogOptions::default()
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::{Disk, DiskFile, Lease, check_range};
 use crate::mapping::Mapping;
@@ -239,6 +239,19 @@ impl DiskFile for RealFile {
         Ok(mapping.slice(offset, len))
     }
 
+    fn written_from(&self, offset: u64) -> io::Result<Option<u64>> {
+        // Moves the descriptor's position, which nothing else uses.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(written) => Ok(Some(written)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // Not every file system knows.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
+                Ok((offset < self.len()).then_some(offset))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn lease(&self) -> Option<Lease> {
         self.mapping.as_ref().map(Mapping::lease)
     }
@@ -306,6 +319,24 @@ mod tests {
         drop(file);
         disk.remove_file(&path).unwrap();
         assert_eq!(&held[..], b"abcd");
+    }
+
+    #[test]
+    fn space_that_was_only_reserved_is_told_from_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealDisk::new().create(&dir.path().join("f"), 1 << 20).unwrap();
+        file.allocate(1 << 20).unwrap();
+        file.write_at(10, &[b"a"]).unwrap();
+        file.write_at((512 << 10) + 7, &[b"b"]).unwrap();
+        file.sync().unwrap();
+        assert_eq!(file.written_from(0).unwrap(), Some(0));
+        // Wherever the disk says, nothing that was written is left out.
+        let next = file.written_from(64 << 10).unwrap().unwrap();
+        assert!((64 << 10..=(512 << 10) + 7).contains(&next), "{next}");
+        assert_eq!(file.written_from(1 << 20).unwrap(), None);
+        if let Some(rest) = file.written_from(768 << 10).unwrap() {
+            assert_eq!(rest, 768 << 10, "a file system that cannot tell");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::frame::{
 };
 use super::index;
 use super::segment::file_name;
+use super::state::OpenSealed;
 use super::types::{EntryMeta, LogOptions, LogStart, StoredEntry};
 use super::{Log, checksum};
 use crate::disk::{Disk, DiskFile, SimDisk};
@@ -30,6 +31,7 @@ fn options() -> LogOptions {
         index_interval_bytes: 256,
         allocate_step_bytes: 4096,
         spares: None,
+        open_sealed: OpenSealed::default(),
     }
 }
 

@@ -5,41 +5,42 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::frame::SEGMENT_HEADER_BYTES;
 use crate::disk::Disk;
 
 const EXTENSION: &str = "spare";
 
-/// How many spare files all the logs that share it may keep together; each log keeps one at most.
+/// How much space the spare files of all the logs that share it may take; each log keeps one at most.
 #[derive(Clone, Debug)]
 pub struct SparePool {
-    free: Arc<AtomicUsize>,
+    free_bytes: Arc<AtomicU64>,
 }
 
 impl SparePool {
-    /// A pool of `files_max` files. Each is as large as a segment.
-    pub fn new(files_max: usize) -> Self {
-        Self { free: Arc::new(AtomicUsize::new(files_max)) }
+    /// A pool of files that take `bytes_max` together.
+    pub fn new(bytes_max: u64) -> Self {
+        Self { free_bytes: Arc::new(AtomicU64::new(bytes_max)) }
     }
 
-    fn take(&self) -> Option<Permit> {
-        let less = |free: usize| free.checked_sub(1);
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok()?;
-        Some(Permit { free: Arc::clone(&self.free) })
+    fn take(&self, bytes: u64) -> Option<Permit> {
+        let less = |free: u64| free.checked_sub(bytes);
+        self.free_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok()?;
+        Some(Permit { free_bytes: Arc::clone(&self.free_bytes), bytes })
     }
 }
 
 /// A place in the pool; given back when dropped.
 #[derive(Debug)]
 struct Permit {
-    free: Arc<AtomicUsize>,
+    free_bytes: Arc<AtomicU64>,
+    bytes: u64,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.free.fetch_add(1, Ordering::AcqRel);
+        self.free_bytes.fetch_add(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -54,9 +55,9 @@ impl Spare {
     /// Makes the file of a dropped segment a spare; `None` if the pool is full or the disk refuses: then
     /// the file is the caller's to remove.
     pub(super) fn make(disk: &dyn Disk, pool: &SparePool, path: &Path) -> Option<Self> {
-        let permit = pool.take()?;
         let to = path.with_extension(EXTENSION);
         let file = disk.open(path, 0).ok()?;
+        let permit = pool.take(file.len())?;
         file.write_at(0, &[&[0; SEGMENT_HEADER_BYTES]]).ok()?;
         // Were the old header to come back under the new segment's name, it would pass for damage.
         file.sync().ok()?;

@@ -3,17 +3,56 @@
 //! In memory only. The writer changes it under a lock held for a few stores, after the bytes are in
 //! place: whoever sees an entry here can read it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::segment::{Scan, Segment};
-use super::types::{EntryMeta, Epoch, LogStart, SegmentInfo};
+use super::types::{EntryMeta, Epoch, LogOptions, LogStart, SegmentInfo};
 use crate::disk::Disk;
 
-/// Sealed segments of one log that are kept open; each costs a descriptor and a mapping.
+/// Sealed segments that logs keep open together, unless they are told otherwise.
 const OPEN_SEALED_MAX: usize = 4;
+
+/// The sealed segments that are open, of all the logs that share it: each costs a descriptor and a mapping, and a process
+/// has only so many of either. The one that was opened first is closed when there are too many.
+#[derive(Clone, Debug)]
+pub struct OpenSealed {
+    segments_max: usize,
+    segments: Arc<Mutex<VecDeque<Arc<Segment>>>>,
+}
+
+impl OpenSealed {
+    /// Keeps up to `segments_max` segments open.
+    pub fn new(segments_max: usize) -> Self {
+        Self { segments_max, segments: Arc::default() }
+    }
+
+    /// Remembers that a segment is open, and closes the one that has been open longest if it is one too many.
+    pub(super) fn note(&self, segment: &Arc<Segment>) {
+        let mut open = self.segments.lock();
+        open.retain(|other| !Arc::ptr_eq(other, segment));
+        open.push_back(Arc::clone(segment));
+        if open.len() > self.segments_max
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.close();
+        }
+    }
+
+    /// Lets go of segments; the caller retires them.
+    pub(super) fn forget<'a>(&self, segments: impl Iterator<Item = &'a Arc<Segment>>) {
+        let gone: HashSet<*const Segment> = segments.map(Arc::as_ptr).collect();
+        self.segments.lock().retain(|segment| !gone.contains(&Arc::as_ptr(segment)));
+    }
+}
+
+impl Default for OpenSealed {
+    fn default() -> Self {
+        Self::new(OPEN_SEALED_MAX)
+    }
+}
 
 /// Shared by a log and its readers.
 #[derive(Debug)]
@@ -25,12 +64,16 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(disk: Arc<dyn Disk>, index_interval_bytes: u32, state: State) -> Arc<Self> {
-        let open_sealed = OpenSealed::default();
-        Arc::new(Self { disk, index_interval_bytes, state: RwLock::new(state), open_sealed })
+    pub(super) fn new(disk: Arc<dyn Disk>, options: &LogOptions, state: State) -> Arc<Self> {
+        Arc::new(Self {
+            disk,
+            index_interval_bytes: options.index_interval_bytes,
+            state: RwLock::new(state),
+            open_sealed: options.open_sealed.clone(),
+        })
     }
 
-    /// Remembers that a sealed segment is open, and closes the one that has been open longest.
+    /// Remembers that a sealed segment is open.
     pub(super) fn note_open_sealed(&self, segment: &Arc<Segment>) {
         self.open_sealed.note(segment);
     }
@@ -41,31 +84,11 @@ impl Shared {
     }
 }
 
-/// The sealed segments that are open, the least recently opened first.
-#[derive(Debug, Default)]
-pub(super) struct OpenSealed {
-    open: Mutex<VecDeque<Arc<Segment>>>,
-}
-
-impl OpenSealed {
-    /// Remembers that a segment is open, and closes the one that has been open longest.
-    pub(super) fn note(&self, segment: &Arc<Segment>) {
-        let mut open = self.open.lock();
-        open.retain(|other| !Arc::ptr_eq(other, segment));
-        open.push_back(Arc::clone(segment));
-        if open.len() > OPEN_SEALED_MAX
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.close();
-        }
-    }
-
-    /// Lets go of segments; the caller retires them.
-    pub(super) fn forget<'a>(&self, segments: impl Iterator<Item = &'a Arc<Segment>>) {
-        let mut open = self.open.lock();
-        for segment in segments {
-            open.retain(|other| !Arc::ptr_eq(other, segment));
-        }
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody can read these any more: their files need not stay open on behalf of other logs' room.
+        let segments = &self.state.get_mut().segments;
+        self.open_sealed.forget(segments.iter().map(|entry| &entry.segment));
     }
 }
 

@@ -56,7 +56,8 @@ impl Settled {
         Ok(Self { root: done.then(|| root.to_path_buf()) })
     }
 
-    pub(super) fn covers(&self, dir: &Path) -> bool {
+    /// True if it holds for what is in `dir`.
+    pub fn covers(&self, dir: &Path) -> bool {
         self.root.as_ref().is_some_and(|root| dir.starts_with(root))
     }
 }

@@ -20,7 +20,8 @@ fn options() -> LogOptions {
         payload_bytes_max: 4096,
         index_interval_bytes: 256,
         allocate_step_bytes: 4096,
-        spares: Some(SparePool::new(1)),
+        spares: Some(SparePool::new(1 << 20)),
+        open_sealed: OpenSealed::default(),
     }
 }
 

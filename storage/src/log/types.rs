@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::spare::SparePool;
+use super::state::OpenSealed;
 
 /// Everything about an entry but its payload and its base offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct LogOptions {
     /// From where the log may keep the file of one dropped segment for its next one; `None`: every file
     /// is removed. All logs of a node share one pool.
     pub spares: Option<SparePool>,
+    /// Bounds the sealed segments that are kept open. All logs of a node share one.
+    pub open_sealed: OpenSealed,
 }
 
 impl Default for LogOptions {
@@ -74,6 +77,7 @@ impl Default for LogOptions {
             index_interval_bytes: 16 << 10,
             allocate_step_bytes: 4 << 20,
             spares: None,
+            open_sealed: OpenSealed::default(),
         }
     }
 }

@@ -152,7 +152,8 @@ fn a_reader_that_comes_too_late_is_told_so_and_sees_nothing_new_under_an_old_nam
 #[test]
 fn a_pool_bounds_the_spares_of_all_its_logs_and_gets_them_back() {
     let (_, disk) = sim(1);
-    let options = options();
+    // Room for one file, not for two.
+    let options = LogOptions { spares: Some(SparePool::new(1500)), ..options() };
     let mut logs: Vec<Log> = ["a", "b"]
         .map(|name| {
             Log::create(Arc::clone(&disk), Path::new(name), START, options.clone()).unwrap()

@@ -168,6 +168,8 @@ pub struct StorageSection {
     pub reserve_bytes: u64,
     /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
     pub scrub_bytes_per_s: u64,
+    /// Disk space for files of dropped segments that wait to hold the next ones.
+    pub spare_bytes: u64,
 }
 
 /// `limits.*`
@@ -477,6 +479,7 @@ impl Config {
             retention_check_ms: self.topics.retention_check_ms,
             reserve_bytes: self.storage.reserve_bytes,
             scrub_bytes_per_s: self.storage.scrub_bytes_per_s,
+            spare_bytes: self.storage.spare_bytes,
             shutdown_ms_max: self.node.shutdown_ms_max,
         }
     }

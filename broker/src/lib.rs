@@ -22,6 +22,7 @@ pub mod env;
 pub mod error;
 mod http;
 pub mod metrics;
+pub mod open_files;
 pub mod replica;
 mod rpc;
 

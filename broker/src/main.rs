@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use highwater_broker::config::{Command, Config, ConfigCommand, Invocation, LogFormat};
-use highwater_broker::{Broker, StartError};
+use highwater_broker::{Broker, StartError, open_files};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -69,6 +69,7 @@ fn print(config: &Config) -> ExitCode {
 
 fn run(config: Config) -> ExitCode {
     start_logging(&config);
+    open_files::raise_limit();
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

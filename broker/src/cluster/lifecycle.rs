@@ -517,6 +517,7 @@ fn engine_config(
         election_ticks: config.election_ticks,
         retention_check: Duration::from_millis(config.retention_check_ms),
         scrub_bytes_per_s: config.scrub_bytes_per_s,
+        spare_bytes: config.spare_bytes,
         workers: 1,
         seed: deps.seed,
         disk: Arc::clone(&deps.disk),

@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub reserve_bytes: u64,
     /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
     pub scrub_bytes_per_s: u64,
+    /// Disk space for files of dropped segments that wait to hold the next ones.
+    pub spare_bytes: u64,
     /// Longest wait of a graceful stop for leaderships to move and appends to finish, in milliseconds.
     pub shutdown_ms_max: u64,
 }

@@ -12,6 +12,7 @@ use super::repair::OutOfService;
 use super::topic_config::TopicConfig;
 use super::view::{PartitionView, TopicView};
 use super::{GroupId, METADATA_GROUP};
+use crate::open_files;
 use crate::replica::{NewReplica, PartitionSettings, ReplicaError};
 
 impl Node {
@@ -33,14 +34,16 @@ impl Node {
         let state = Arc::clone(&metadata);
         // Opening files blocks: not on the runtime's threads.
         let serving = self.inner.deps.tasks.spawn_blocking(move || {
+            let mut missing = Vec::new();
             for topic in state.topics.values() {
                 for (number, partition) in (0u32..).zip(&topic.partitions) {
                     if node.inner.cancel.is_cancelled() {
                         return;
                     }
-                    node.serve(topic, number, partition);
+                    missing.extend(node.serve(topic, number, partition));
                 }
             }
+            node.create(missing);
         });
         if serving.await.is_err() {
             tracing::error!("reconciling replicas failed; this is a defect");
@@ -54,48 +57,60 @@ impl Node {
         }
     }
 
-    /// Puts the replica of a partition that belongs here into service, with its settings.
-    fn serve(&self, topic: &TopicView, number: u32, partition: &PartitionView) {
-        let Some(replica) = replica_on(&partition.replicas, self.id()) else { return };
+    /// Puts the replica of a partition that belongs here into service, with its settings. Answers the one to create if there is none.
+    fn serve(
+        &self,
+        topic: &TopicView,
+        number: u32,
+        partition: &PartitionView,
+    ) -> Option<NewReplica> {
+        let replica = replica_on(&partition.replicas, self.id())?;
         let group = partition.group;
         let settings = partition_settings(&TopicConfig::read(&topic.config));
         if self.inner.engine.get(group).is_some() {
             self.inner.engine.configure(group, settings);
-            return;
+            return None;
         }
         if self.inner.unusable.lock().contains_key(&group) {
-            return;
+            return None;
         }
-        if let Err(error) = self.open_or_create(topic, number, partition, replica, settings) {
+        self.open_or_missing(topic, number, partition, replica, settings).unwrap_or_else(|error| {
             self.set_unusable(group, &error);
-        }
+            None
+        })
     }
 
-    fn open_or_create(
+    /// Opens a replica that is on disk, or answers the one to create.
+    fn open_or_missing(
         &self,
         topic: &TopicView,
         number: u32,
         partition: &PartitionView,
         replica: u64,
         settings: PartitionSettings,
-    ) -> Result<(), ReplicaError> {
+    ) -> Result<Option<NewReplica>, ReplicaError> {
         let group = partition.group;
-        match self.inner.engine.open(group, settings, None)? {
-            Some(_) => Ok(()),
-            None => {
-                let new = NewReplica {
-                    group,
-                    replica,
-                    topic_id: topic.id.clone(),
-                    partition: number,
-                    voters: partition.replicas.iter().copied().collect(),
-                    learners: Default::default(),
-                    image: Default::default(),
-                    preferred: partition.replicas.first().is_some_and(|(_, on)| *on == self.id()),
-                    settings,
-                };
-                self.inner.engine.create(new, None).map(drop)
-            }
+        let new = || NewReplica {
+            group,
+            replica,
+            topic_id: topic.id.clone(),
+            partition: number,
+            voters: partition.replicas.iter().copied().collect(),
+            learners: Default::default(),
+            image: Default::default(),
+            preferred: partition.replicas.first().is_some_and(|(_, on)| *on == self.id()),
+            settings,
+        };
+        Ok(self.inner.engine.open(group, settings, None)?.is_none().then(new))
+    }
+
+    fn create(&self, missing: Vec<NewReplica>) {
+        if missing.is_empty() {
+            return;
+        }
+        open_files::check(self.inner.engine.count() + missing.len());
+        for (group, error) in self.inner.engine.create_many(missing) {
+            self.set_unusable(group, &error);
         }
     }
 
@@ -115,17 +130,23 @@ impl Node {
         };
         let Some(replica) = replica_on(&partition.replicas, self.id()) else { return Ok(()) };
         let settings = partition_settings(&TopicConfig::read(&topic.config));
-        self.open_or_create(topic, number, partition, replica, settings)
+        match self.open_or_missing(topic, number, partition, replica, settings)? {
+            None => Ok(()),
+            Some(new) => self.inner.engine.create(new, None).map(drop),
+        }
     }
 
     /// Opens every replica that is on disk, before any metadata is known: partitions serve without the metadata group.
     pub(super) fn open_all(&self) -> Result<(), highwater_storage::StorageError> {
-        for group in self.inner.engine.groups_on_disk()? {
+        let groups = self.inner.engine.groups_on_disk()?;
+        open_files::check(groups.len());
+        let settled = self.inner.engine.settle()?;
+        for group in groups {
             if group == METADATA_GROUP {
                 continue;
             }
             // The settings come with the metadata; nothing is deleted by the defaults.
-            match self.inner.engine.open(group, PartitionSettings::default(), None) {
+            match self.inner.engine.open_settled(group, PartitionSettings::default(), &settled) {
                 Ok(_) => {}
                 Err(error) => self.set_unusable(group, &error),
             }

@@ -133,6 +133,7 @@ pub(super) const KEYS: &[Key] = &[
     number!("topics.retention_check_ms", topics.retention_check_ms, 10..=86_400_000),
     number!("storage.reserve_bytes", storage.reserve_bytes, 0..=1_099_511_627_776),
     number!("storage.scrub_bytes_per_s", storage.scrub_bytes_per_s, 0..=u64::MAX),
+    number!("storage.spare_bytes", storage.spare_bytes, 0..=1_099_511_627_776),
     number!("limits.connections", limits.connections, 1..=1_000_000),
     number!("limits.streams_per_connection", limits.streams_per_connection, 1..=100_000),
     number!(
@@ -202,7 +203,11 @@ pub(super) fn defaults() -> Config {
             auto_create: false,
             retention_check_ms: 10_000,
         },
-        storage: StorageSection { reserve_bytes: 16 << 20, scrub_bytes_per_s: 4 << 20 },
+        storage: StorageSection {
+            reserve_bytes: 16 << 20,
+            scrub_bytes_per_s: 4 << 20,
+            spare_bytes: 512 << 20,
+        },
         limits: LimitsSection {
             connections: 10_000,
             streams_per_connection: 1_024,

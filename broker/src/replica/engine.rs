@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
-use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, Repair, StorageError};
+use highwater_storage::{
+    Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed, Repair, Settled, SparePool,
+    StorageError,
+};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use super::births;
 use super::checkpoint::SmallFiles;
 use super::convert;
 use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
@@ -23,6 +27,10 @@ use super::syncer::{SyncQueue, Syncer};
 use super::worker::{Replica, Worker};
 use crate::env::{self, Clock};
 use crate::metrics::Metrics;
+
+/// Sealed segments that a node keeps open. Each takes a descriptor and a mapping, of which a process has some ten thousand,
+/// and every partition needs one of both for the segment it writes to.
+const OPEN_SEALED_MAX: usize = 1024;
 
 /// Where batches for other nodes go. Never blocks; false when the batch was dropped.
 pub trait Outbox: Send + Sync + 'static {
@@ -71,6 +79,8 @@ pub struct EngineConfig {
     pub retention_check: Duration,
     /// Bytes a second at which sealed segments are read again in search of rot; 0 means never.
     pub scrub_bytes_per_s: u64,
+    /// Disk space for files of dropped segments that wait to hold the next ones.
+    pub spare_bytes: u64,
     /// Worker threads.
     pub workers: usize,
     /// Seeds election timeouts.
@@ -114,6 +124,21 @@ pub struct NewReplica {
     pub settings: PartitionSettings,
 }
 
+impl From<NewReplica> for Birth {
+    fn from(new: NewReplica) -> Self {
+        Self {
+            group: new.group,
+            replica: new.replica,
+            topic_id: new.topic_id,
+            partition: new.partition,
+            voters: new.voters,
+            learners: new.learners,
+            image: new.image,
+            preferred: new.preferred,
+        }
+    }
+}
+
 /// Why a replica is not in service.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -145,6 +170,8 @@ struct Inner {
     workers: Vec<WorkerThread>,
     journal: Arc<Mutex<HardStateJournal>>,
     replicas: RwLock<HashMap<u64, PartitionHandle>>,
+    spares: SparePool,
+    open_sealed: OpenSealed,
     logger: slog::Logger,
     scrubber: Scrubber,
 }
@@ -162,6 +189,7 @@ impl Engine {
         let made = config.disk.create_dir_all(&groups);
         made.and_then(|()| config.disk.sync_dir(&config.dir))
             .map_err(|source| StorageError::Io { operation: "create", path: groups, source })?;
+        births::remove_unfinished(&*config.disk, &config.dir.join("groups"))?;
         let (journal, _) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
         let journal = Arc::new(Mutex::new(journal));
         let mut workers = Vec::new();
@@ -169,6 +197,8 @@ impl Engine {
             workers.push(start_worker(&config, &journal, number)?);
         }
         let inner = Inner {
+            spares: SparePool::new(config.spare_bytes),
+            open_sealed: OpenSealed::new(OPEN_SEALED_MAX),
             config,
             workers,
             journal,
@@ -208,6 +238,12 @@ impl Engine {
         Ok(groups)
     }
 
+    /// Makes everything that is on disk of all replicas durable in one step. Holds for those that are not in service, and is the
+    /// way to open thousands of them.
+    pub fn settle(&self) -> Result<Arc<Settled>, StorageError> {
+        Settled::below(&*self.inner.config.disk, &self.groups_dir()).map(Arc::new)
+    }
+
     /// Opens a replica that is on disk and puts it into service; `None` if the directory holds no complete replica.
     pub fn open(
         &self,
@@ -215,15 +251,35 @@ impl Engine {
         settings: PartitionSettings,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<Option<PartitionHandle>, ReplicaError> {
+        self.open_as(group, settings, machine, None)
+    }
+
+    /// Opens a replica of a partition that was on disk before `settle` and has not been in service since.
+    pub fn open_settled(
+        &self,
+        group: u64,
+        settings: PartitionSettings,
+        settled: &Arc<Settled>,
+    ) -> Result<Option<PartitionHandle>, ReplicaError> {
+        self.open_as(group, settings, None, Some(settled))
+    }
+
+    fn open_as(
+        &self,
+        group: u64,
+        settings: PartitionSettings,
+        machine: Option<Box<dyn StateMachine>>,
+        settled: Option<&Arc<Settled>>,
+    ) -> Result<Option<PartitionHandle>, ReplicaError> {
         let saved = self.inner.journal.lock().get(group);
-        let core = Core::open(self.core_config(group, &settings, machine), saved)
-            .map_err(ReplicaError::from)
-            .inspect_err(|error| {
-                if matches!(error, ReplicaError::Storage(error) if error.is_disk_full()) {
-                    // Opening it again may have the room.
-                    self.inner.config.reserve.release();
-                }
-            })?;
+        let config = self.core_config(group, &settings, machine);
+        let config = CoreConfig { settled: settled.cloned(), ..config };
+        let core = Core::open(config, saved).map_err(ReplicaError::from).inspect_err(|error| {
+            if matches!(error, ReplicaError::Storage(error) if error.is_disk_full()) {
+                // Opening it again may have the room.
+                self.inner.config.reserve.release();
+            }
+        })?;
         Ok(core.map(|core| self.add(core, settings)))
     }
 
@@ -233,6 +289,13 @@ impl Engine {
         new: NewReplica,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<PartitionHandle, ReplicaError> {
+        self.check_never_here(&new)?;
+        let config = self.core_config(new.group, &new.settings, machine);
+        let settings = new.settings;
+        Ok(self.add(Core::create(config, new.into())?, settings))
+    }
+
+    pub(super) fn check_never_here(&self, new: &NewReplica) -> Result<(), ReplicaError> {
         if self.inner.journal.lock().get(new.group).is_some() {
             // The journal remembers terms and votes of it. Begun anew, it would forget what it promised.
             return Err(ReplicaError::State(format!(
@@ -241,21 +304,10 @@ impl Engine {
                 self.group_dir(new.group).display()
             )));
         }
-        let config = self.core_config(new.group, &new.settings, machine);
-        let birth = Birth {
-            group: new.group,
-            replica: new.replica,
-            topic_id: new.topic_id,
-            partition: new.partition,
-            voters: new.voters,
-            learners: new.learners,
-            image: new.image,
-            preferred: new.preferred,
-        };
-        Ok(self.add(Core::create(config, birth)?, new.settings))
+        Ok(())
     }
 
-    fn core_config(
+    pub(super) fn core_config(
         &self,
         group: u64,
         settings: &PartitionSettings,
@@ -265,8 +317,14 @@ impl Engine {
         CoreConfig {
             disk: Arc::clone(&config.disk),
             dir: self.group_dir(group),
-            log: LogOptions { segment_bytes: settings.segment_bytes, ..LogOptions::default() },
             reserve: Arc::clone(&config.reserve),
+            log: LogOptions {
+                segment_bytes: settings.segment_bytes,
+                spares: Some(self.inner.spares.clone()),
+                open_sealed: self.inner.open_sealed.clone(),
+                ..LogOptions::default()
+            },
+            settled: None,
             heartbeat_ticks: config.heartbeat_ticks,
             election_ticks: config.election_ticks,
             // Different for each group and node, the same for each run of a test.
@@ -276,7 +334,7 @@ impl Engine {
         }
     }
 
-    fn add(&self, mut core: Core, settings: PartitionSettings) -> PartitionHandle {
+    pub(super) fn add(&self, mut core: Core, settings: PartitionSettings) -> PartitionHandle {
         core.log_mut().set_segment_bytes(settings.segment_bytes);
         let group = core.group();
         let shared = Arc::new(Shared {
@@ -314,6 +372,11 @@ impl Engine {
     /// The replica of a group, if it is in service here.
     pub fn get(&self, group: u64) -> Option<PartitionHandle> {
         self.inner.replicas.read().get(&group).cloned()
+    }
+
+    /// How many replicas are in service here.
+    pub fn count(&self) -> usize {
+        self.inner.replicas.read().len()
     }
 
     /// All replicas in service here.
@@ -426,11 +489,15 @@ impl Engine {
         &workers[slot]
     }
 
-    fn groups_dir(&self) -> PathBuf {
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.inner.config.disk
+    }
+
+    pub(super) fn groups_dir(&self) -> PathBuf {
         self.inner.config.dir.join("groups")
     }
 
-    fn group_dir(&self, group: u64) -> PathBuf {
+    pub(super) fn group_dir(&self, group: u64) -> PathBuf {
         self.groups_dir().join(group.to_string())
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn check(
     if core.broken().is_some() || core.is_machine() {
         return None;
     }
-    if let (Some(age), Some(since)) = (settings.segment_ms, core.log_mut().active_since_ms())
+    if let (Some(age), Some(since)) = (settings.segment_ms, active_since(core))
         && now_ms.saturating_sub(since) > age
         && let Err(error) = core.roll(effects)
     {
@@ -52,4 +52,102 @@ pub(crate) fn check(
         start = start.max(segment.end_offset);
     }
     (start > visible.log_start_offset).then_some(start)
+}
+
+/// Since when the active segment holds entries. Raft's own carry the time of the entry before them, which a new partition does
+/// not have: then the last entry's time stands in, and without a record there is nothing to roll.
+fn active_since(core: &mut Core) -> Option<i64> {
+    let log = core.log_mut();
+    let since = log.active_since_ms()?;
+    let last = log.segments().last().map_or(0, |active| active.last_append_time_ms);
+    [since, last].into_iter().find(|time| *time > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use highwater_storage::{Disk, DiskReserve, HardState, LogOptions, SimDisk};
+
+    use super::*;
+    use crate::replica::core::{Birth, CoreConfig, Persist};
+
+    const DIR: &str = "/data/groups/7";
+
+    fn config(disk: &Arc<dyn Disk>) -> CoreConfig {
+        CoreConfig {
+            disk: Arc::clone(disk),
+            dir: DIR.into(),
+            log: LogOptions::default(),
+            settled: None,
+            reserve: Arc::new(DiskReserve::open(Arc::clone(disk), Path::new("/data"), 0).unwrap()),
+            heartbeat_ticks: 2,
+            election_ticks: 10,
+            seed: 1,
+            machine: None,
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+        }
+    }
+
+    /// A replica without peers that has appended its first entry, which is not durable yet.
+    fn new_leader(disk: &Arc<dyn Disk>) -> (Core, HardState, Persist) {
+        disk.create_dir_all(Path::new("/data/groups")).unwrap();
+        let birth = Birth {
+            group: 7,
+            replica: 1,
+            topic_id: "topic".into(),
+            partition: 0,
+            voters: BTreeMap::from([(1, 1)]),
+            learners: BTreeMap::new(),
+            image: Bytes::new(),
+            preferred: true,
+        };
+        let mut core = Core::create(config(disk), birth).unwrap();
+        for _ in 0..100 {
+            let mut effects = Effects::default();
+            core.tick(&mut effects);
+            let Some(persist) = effects.persist else { continue };
+            let hard_state = persist.hard_state.unwrap_or_default();
+            if core.reader().last_index() >= core.reader().first_index() {
+                return (core, hard_state, persist);
+            }
+            persist.point.sync().unwrap();
+            core.persisted(persist.number, &persist.point, &mut Effects::default());
+        }
+        panic!("no leader");
+    }
+
+    #[test]
+    fn a_new_partition_without_records_is_not_rolled() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let (mut core, _, persist) = new_leader(&disk);
+        persist.point.sync().unwrap();
+        core.persisted(persist.number, &persist.point, &mut Effects::default());
+        let settings = PartitionSettings { segment_ms: Some(1), ..PartitionSettings::default() };
+        let start = check(&mut core, &settings, 1_700_000_000_000, &mut Effects::default());
+        assert_eq!((start, core.reader().first_index(), core.reader().last_index()), (None, 6, 6));
+    }
+
+    #[test]
+    fn a_log_whose_first_segment_went_before_anything_else_was_saved_is_opened_again() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let (mut core, mut hard_state, persist) = new_leader(&disk);
+        // Rolled between append and commit: the checkpoint knows nothing as applied.
+        let mut effects = Effects::default();
+        core.roll(&mut effects).unwrap();
+        for checkpoint in &effects.checkpoints {
+            core.files().store_checkpoint(checkpoint).unwrap();
+        }
+        persist.point.sync().unwrap();
+        core.persisted(persist.number, &persist.point, &mut Effects::default());
+        hard_state.commit = core.committed();
+        core.drop_prefix().unwrap();
+        assert_eq!((hard_state.commit, core.reader().first_index()), (6, 7));
+        drop(core);
+        let core = Core::open(config(&disk), Some(hard_state)).unwrap().unwrap();
+        assert_eq!((core.committed(), core.reader().first_index()), (6, 7));
+    }
 }

@@ -171,3 +171,31 @@ async fn options_list_every_key_with_default_and_bounds() {
     }
     assert!(options.iter().any(|option| option.key == "retention.ms"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_many_partitions_is_there_again_after_a_restart() {
+    const PARTITIONS: u32 = 100;
+    let TestBroker { broker, dir } = TestBroker::start().await;
+    let clients = Clients::of(broker.client_addr());
+    clients.create_topic("wide", PARTITIONS).await;
+    clients.publish("wide", PARTITIONS - 1, &["a"]).await;
+    soon("stopping", broker.stop()).await;
+    drop(broker);
+    // What a crash leaves of partitions that were being made.
+    let unfinished = dir.path().join("groups/new-4711");
+    std::fs::create_dir(&unfinished).unwrap();
+    std::fs::write(unfinished.join("replica"), "half").unwrap();
+    let broker = highwater_broker::Broker::start(quick_config(&dir)).await.unwrap();
+    soon("being ready", broker.wait_ready()).await;
+    assert!(!unfinished.exists());
+    let clients = Clients::of(broker.client_addr());
+    let fetched = clients.fetch("wide", PARTITIONS - 1, start()).await.unwrap();
+    assert_eq!(values(&fetched.records), ["a"]);
+    clients.publish("wide", 0, &["b"]).await;
+    let get = v1::TopicServiceGetRequest { name: "wide".into() };
+    let topic = clients.topics().get(get).await.unwrap().into_inner().topic.unwrap();
+    assert_eq!(topic.partitions.len(), PARTITIONS as usize);
+    let faulty: Vec<_> = topic.partitions.iter().filter(|p| !p.quarantined.is_empty()).collect();
+    assert!(faulty.is_empty(), "{faulty:?}");
+    broker.stop().await;
+}

@@ -186,6 +186,7 @@ fn config(disk: &SimDisk, seed: u64, reserve_bytes: u64) -> (CoreConfig, Arc<Dis
     let reserve = DiskReserve::open(Arc::clone(&disk), Path::new("/data"), reserve_bytes);
     let reserve = Arc::new(reserve.unwrap());
     let config = CoreConfig {
+        settled: None,
         disk,
         dir: PathBuf::from(DIR),
         log: LogOptions {

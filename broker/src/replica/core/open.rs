@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::internal::{ReplicaCheckpoint, ReplicaState};
-use highwater_storage::{Disk, DiskReserve, HardState, Log, LogOptions, LogStart, StorageError};
+use highwater_storage::{
+    Disk, DiskReserve, HardState, Log, LogOptions, LogStart, Settled, StorageError,
+};
 use raft::eraftpb::ConfState;
 use raft::{RawNode, StateRole};
 use rand::SeedableRng;
@@ -39,6 +41,8 @@ pub(crate) struct CoreConfig {
     pub(crate) log: LogOptions,
     /// Room for what must be written even on a full disk.
     pub(crate) reserve: Arc<DiskReserve>,
+    /// Proof that the directory is on disk as it is, if nobody has written there since.
+    pub(crate) settled: Option<Arc<Settled>>,
     pub(crate) heartbeat_ticks: u32,
     pub(crate) election_ticks: u32,
     pub(crate) seed: u64,
@@ -77,6 +81,13 @@ pub(crate) enum OpenError {
 impl Core {
     /// Creates a replica. The file `replica` is written last: a directory without it was never a replica and is cleared away.
     pub(crate) fn create(config: CoreConfig, birth: Birth) -> Result<Self, OpenError> {
+        let preferred = birth.preferred;
+        Self::write_files(&config, birth)?;
+        Self::open_new(config, preferred)
+    }
+
+    /// Puts the files of a new replica into its directory.
+    pub(crate) fn write_files(config: &CoreConfig, birth: Birth) -> Result<(), OpenError> {
         let disk = Arc::clone(&config.disk);
         let io = |operation: &'static str| {
             let path = config.dir.clone();
@@ -116,10 +127,15 @@ impl Core {
             applied_index: INITIAL_INDEX,
             nodes: birth.voters.into_iter().chain(birth.learners).collect(),
         })?;
+        Ok(())
+    }
+
+    /// Opens a replica for the first time. `preferred`: it should lead first.
+    pub(crate) fn open_new(config: CoreConfig, preferred: bool) -> Result<Self, OpenError> {
         let mut core = Self::open(config, None)?.ok_or_else(|| {
             OpenError::Image("the replica that was just created is not there".into())
         })?;
-        core.birth_ticks = if birth.preferred { BIRTH_TICKS } else { 0 };
+        core.birth_ticks = if preferred { BIRTH_TICKS } else { 0 };
         Ok(core)
     }
 
@@ -134,8 +150,11 @@ impl Core {
         // The file `replica` too shows what was committed, hence durable somewhere; but while a snapshot is being installed it is
         // behind the log, never ahead of it.
         let floor = saved.commit.max(state.applied_index);
-        let (log, report) =
-            Log::open(Arc::clone(&config.disk), &config.dir, config.log.clone(), floor)?;
+        let disk = Arc::clone(&config.disk);
+        let (log, report) = match &config.settled {
+            Some(settled) => Log::open_settled(disk, &config.dir, config.log, floor, settled)?,
+            None => Log::open(disk, &config.dir, config.log, floor)?,
+        };
         tracing::debug!(group = state.group_id, ?report, "log recovered");
         let start = start_checkpoint(&files, &log, &mut state)?;
         let mut commit = floor.max(log.first_index() - 1);
@@ -152,6 +171,8 @@ impl Core {
                 (Derived::Partition(rebuilt.producers), applied, rebuilt.append_time_ms)
             }
         };
+        // What was dropped had been applied, even if nothing else remembers it; raft does not begin below the log.
+        let applied = applied.max(log.first_index() - 1);
         commit = commit.max(applied);
         if commit > log.last_index() {
             return Err(OpenError::Storage(StorageError::Corrupt {

@@ -155,10 +155,11 @@ impl Machine {
             log: LogOptions {
                 segment_bytes: setting.partition.segment_bytes,
                 index_interval_bytes: 1 << 10,
-                spares: Some(SparePool::new(1)),
+                spares: Some(SparePool::new(setting.partition.segment_bytes)),
                 ..LogOptions::default()
             },
             reserve: Arc::clone(&reserve),
+            settled: None,
             heartbeat_ticks: HEARTBEAT_TICKS,
             election_ticks: ELECTION_TICKS,
             seed,

@@ -48,3 +48,16 @@ pub(crate) fn spawn_punctual<T: Send + 'static>(
         body()
     })
 }
+
+/// Calls `work` with each item in a thread of its own and waits for all; the first error, if there is one.
+pub(crate) fn in_parallel<T: Send, E: Send>(
+    items: impl Iterator<Item = T>,
+    work: impl Fn(T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.map(|item| scope.spawn(|| work(item))).collect();
+        let outcomes: Vec<_> =
+            threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        outcomes.into_iter().collect()
+    })
+}

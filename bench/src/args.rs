@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater_client::{Acks, Compression};
 
+use crate::failover::FailoverArgs;
 use crate::storage::StorageArgs;
 
 /// Measures a running Highwater cluster.
@@ -23,6 +24,8 @@ pub(crate) enum Command {
     Consume(Load),
     /// Publish at a rate and read beside it: time from when an event was due until it was read.
     E2e(Load),
+    /// Publish while a command does something to the cluster: the longest time without an acknowledgement.
+    Failover(FailoverArgs),
     /// The log engine beside a bare loop of the same work.
     Storage(StorageArgs),
     /// Other brokers under the same load (a later version).

@@ -6,6 +6,7 @@ mod args;
 mod consume;
 mod end_to_end;
 mod env;
+mod failover;
 mod latency;
 mod pace;
 mod payload;
@@ -40,15 +41,19 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let (kind, load) = match command {
         Command::Produce(load) => ("produce", load),
         Command::Consume(load) => ("consume", load),
         Command::E2e(load) => ("e2e", load),
+        Command::Failover(args) => {
+            let text = runtime()?.block_on(failover::run(&args))?;
+            return std::io::stdout().write_all(text.as_bytes()).context("cannot print the result");
+        }
         Command::Storage(args) => return storage::run(&args),
         Command::Compare => bail!("'bench compare' comes with a later version"),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(measure(kind, &load))
+    runtime()?.block_on(measure(kind, &load))
 }
 
 async fn measure(kind: &'static str, load: &Load) -> anyhow::Result<()> {

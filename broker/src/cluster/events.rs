@@ -108,4 +108,8 @@ impl PeerEvents for Node {
     fn unreachable(&self, node: NodeId) {
         self.inner.engine.unreachable(node);
     }
+
+    fn broke(&self, node: NodeId) {
+        self.inner.engine.broke(node);
+    }
 }

@@ -121,4 +121,6 @@ pub trait PeerEvents: Send + Sync + 'static {
     fn deliver(&self, from: NodeId, batch: internal::PeerBatch);
     /// The stream to a peer broke or could not be opened.
     fn unreachable(&self, node: NodeId);
+    /// A stream that stood has ended: as a rule the peer's process has.
+    fn broke(&self, node: NodeId);
 }

@@ -46,6 +46,8 @@ pub(crate) const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages in flight per peer and group.
 pub(crate) const MESSAGES_IN_FLIGHT_MAX: usize = 16;
+/// Longest wait for a leader whose connection broke, beyond the shortest election timeout.
+const LOST_LEADER_TICKS_MAX: usize = 4;
 /// Largest command for a state machine.
 const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Committed bytes that one Ready hands over.
@@ -366,6 +368,20 @@ impl Core {
     pub(crate) fn peer_unreachable(&mut self, replica: u64) {
         if self.broken.is_none() {
             self.raw.report_unreachable(replica);
+        }
+    }
+
+    /// The connection to `node` broke. If this replica's leader is there it is most likely gone: the election timeout ends
+    /// within a few ticks, unless the leader is heard from before. Others see the same, so that a majority agrees to an election.
+    pub(crate) fn leader_lost(&mut self, node: u64) {
+        let follows = self.raw.raft.state == StateRole::Follower && self.broken.is_none();
+        if follows && self.leader_node() == Some(node) {
+            // Not all at once: whoever is first should win.
+            let ticks_max = LOST_LEADER_TICKS_MAX.min(self.election_ticks - 1);
+            self.timeout_ticks = self.election_ticks + self.random.random_range(1..=ticks_max);
+            self.raw.raft.set_randomized_election_timeout(self.timeout_ticks);
+            self.raw.raft.election_elapsed =
+                self.raw.raft.election_elapsed.max(self.election_ticks);
         }
     }
 

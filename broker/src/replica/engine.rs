@@ -464,6 +464,13 @@ impl Engine {
         }
     }
 
+    /// The connection to this node broke: groups that it led need not wait for the whole election timeout.
+    pub fn broke(&self, node: u64) {
+        for worker in &self.inner.workers {
+            worker.inbox.push(Input::Broke { node });
+        }
+    }
+
     /// Ends all threads after a last sync. Appends that are not answered by now fail with an unknown outcome.
     pub fn stop(&self) {
         self.inner.scrubber.stop();

@@ -41,6 +41,8 @@ pub(crate) enum Input {
     Transfer { group: u64, to: Option<u64>, answer: oneshot::Sender<Option<u64>> },
     /// Nothing sent to this node arrives.
     Unreachable { node: u64 },
+    /// The connection to this node broke.
+    Broke { node: u64 },
     /// End the thread.
     Stop,
 }

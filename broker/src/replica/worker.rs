@@ -167,6 +167,11 @@ impl Worker {
                 let _ = answer.send(chosen);
             }
             Input::Unreachable { node } => self.unreachable(node),
+            Input::Broke { node } => {
+                for replica in self.replicas.values_mut() {
+                    replica.core.leader_lost(node);
+                }
+            }
             Input::Stop => {}
         }
     }

@@ -167,8 +167,11 @@ impl Connection {
         let mut told = String::new();
         loop {
             let outcome = self.exchange(events.as_ref(), &mut pause).await;
-            *self.slot.lock() = None;
+            let stood = self.slot.lock().take().is_some();
             events.unreachable(self.node);
+            if stood {
+                events.broke(self.node);
+            }
             let why = outcome.map_or_else(|why| why, |()| "the other side ended it".to_owned());
             // Once for each reason, not once for each try.
             if why != told {

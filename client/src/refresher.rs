@@ -15,7 +15,7 @@ use crate::metadata::TopicView;
 
 /// The longest wait between two looks at the metadata while something is wrong: this bounds how long a new leader goes
 /// unnoticed.
-const WAIT_MAX: Duration = Duration::from_millis(200);
+const WAIT_MAX: Duration = Duration::from_millis(100);
 /// How long every node may say that the topic does not exist before that is believed.
 const UNKNOWN_TOPIC_PATIENCE: Duration = Duration::from_secs(1);
 

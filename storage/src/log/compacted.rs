@@ -101,6 +101,7 @@ impl Compacted {
             .iter()
             .map(|info| open_segment(&*disk, &dir, info))
             .collect::<Result<Vec<_>, StorageError>>()?;
+        let is_there = manifest.is_some();
         let state = State { version: 0, manifest, segments };
         let shared = Shared {
             disk,
@@ -109,6 +110,11 @@ impl Compacted {
             state: RwLock::new(Arc::new(state)),
             open: OpenSealed::default(),
         };
+        if is_there {
+            // A process that ended in the middle may have left a manifest whose name is not durable yet, and what it
+            // stands for is about to be dropped from the log.
+            shared.sync_names()?;
+        }
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -128,8 +134,8 @@ impl Compacted {
     }
 
     /// Makes what was staged the compacted part; durable when it returns, and after a crash all or nothing of it has
-    /// happened. Readers keep what they hold. After an error what was staged may count once the part is opened again.
-    pub fn install(&mut self, mut staged: StagedCompaction) -> Result<(), StorageError> {
+    /// happened. Readers keep what they hold. After an error it may be tried again; what was staged may count once the part is opened again.
+    pub fn install(&mut self, staged: &mut StagedCompaction) -> Result<(), StorageError> {
         let shared = &self.shared;
         assert!(staged.is_of(shared), "a replacement is installed where it was staged");
         let manifest = staged.manifest().clone();

@@ -170,6 +170,8 @@ pub struct StorageSection {
     pub scrub_bytes_per_s: u64,
     /// Disk space for files of dropped segments that wait to hold the next ones.
     pub spare_bytes: u64,
+    /// Memory for the keys of one compaction, in bytes.
+    pub compaction_map_bytes: u64,
 }
 
 /// `limits.*`
@@ -480,6 +482,7 @@ impl Config {
             reserve_bytes: self.storage.reserve_bytes,
             scrub_bytes_per_s: self.storage.scrub_bytes_per_s,
             spare_bytes: self.storage.spare_bytes,
+            compaction_map_bytes: self.storage.compaction_map_bytes,
             shutdown_ms_max: self.node.shutdown_ms_max,
         }
     }

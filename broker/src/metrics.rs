@@ -116,6 +116,10 @@ pub struct Metrics {
     append_entries: Counter,
     scrub_bytes: Counter,
     scrub_findings: Counter,
+    compactions: Counter,
+    compaction_read_bytes: Counter,
+    compaction_written_bytes: Counter,
+    compaction_dropped_records: Counter,
     repairs: Family<OutcomeLabels, Counter>,
     repair_entries: Counter,
     elections_started: Counter,
@@ -160,6 +164,10 @@ impl Metrics {
             append_bytes: Counter::default(),
             scrub_bytes: Counter::default(),
             scrub_findings: Counter::default(),
+            compactions: Counter::default(),
+            compaction_read_bytes: Counter::default(),
+            compaction_written_bytes: Counter::default(),
+            compaction_dropped_records: Counter::default(),
             repairs: Family::default(),
             repair_entries: Counter::default(),
             append_entries: Counter::default(),
@@ -214,6 +222,22 @@ impl Metrics {
             self.scrub_bytes.clone(),
         );
         registry.register("scrub_findings", "Damage found by it", self.scrub_findings.clone());
+        registry.register("compactions", "Compactions of partitions", self.compactions.clone());
+        registry.register(
+            "compaction_read_bytes",
+            "Bytes of batches read by compactions",
+            self.compaction_read_bytes.clone(),
+        );
+        registry.register(
+            "compaction_written_bytes",
+            "Bytes of batches that stayed and were written again",
+            self.compaction_written_bytes.clone(),
+        );
+        registry.register(
+            "compaction_dropped_records",
+            "Records superseded by a later one of their key, and tombstones whose time was up",
+            self.compaction_dropped_records.clone(),
+        );
         registry.register(
             "repairs",
             "Damaged replicas, by outcome (repaired, failed)",
@@ -328,6 +352,14 @@ impl Metrics {
     pub fn scrubbed(&self, bytes: u64, findings: u64) {
         self.scrub_bytes.inc_by(bytes);
         self.scrub_findings.inc_by(findings);
+    }
+
+    /// A partition was compacted.
+    pub fn compacted(&self, read_bytes: u64, written_bytes: u64, dropped_records: u64) {
+        self.compactions.inc();
+        self.compaction_read_bytes.inc_by(read_bytes);
+        self.compaction_written_bytes.inc_by(written_bytes);
+        self.compaction_dropped_records.inc_by(dropped_records);
     }
 
     /// The repair of a damaged replica ended.

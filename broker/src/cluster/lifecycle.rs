@@ -15,7 +15,7 @@ use highwater_proto::internal::{
 use highwater_storage::{DirLock, DiskReserve, Identity, StorageError};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::founding::{FEATURE_LEVEL, Founder, Promises, Round};
@@ -27,7 +27,9 @@ use super::peer::PeerStreams;
 use super::view::ClusterView;
 use super::{METADATA_GROUP, NodeId, commands};
 use crate::error::BrokerError;
-use crate::replica::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
+use crate::replica::{
+    Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, Pull, ReplicaError,
+};
 
 /// Pause between two rounds of founding.
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
@@ -91,8 +93,9 @@ impl Node {
         };
         let leadership = Arc::new(Leadership::new(id));
         let fault = watch::Sender::new(None);
+        let (pulls, wanted) = mpsc::unbounded_channel();
         let engine =
-            Engine::start(engine_config(id, &config, &deps, &reserve, &leadership, &fault))
+            Engine::start(engine_config(id, &config, &deps, &reserve, &leadership, &fault, pulls))
                 .map_err(failed)?;
         let is_member = !identity.cluster_id.is_empty();
         let inner = Inner {
@@ -124,17 +127,18 @@ impl Node {
         } else if node.inner.config.seeds.is_empty() {
             node.found_alone().map_err(failed)?;
         }
-        node.start_tasks();
+        node.start_tasks(wanted);
         Ok(node)
     }
 
-    fn start_tasks(&self) {
+    fn start_tasks(&self, pulls: mpsc::UnboundedReceiver<Pull>) {
         let tasks = &self.inner.deps.tasks;
         tasks.spawn(self.clone().view_loop());
         tasks.spawn(self.clone().reconcile_loop());
         tasks.spawn(self.clone().ping_loop());
         tasks.spawn(self.clone().join_loop());
         tasks.spawn(self.clone().repair_loop());
+        tasks.spawn(self.clone().pull_loop(pulls));
     }
 
     /// Without seeds: a cluster of one, at once.
@@ -506,6 +510,7 @@ fn engine_config(
     reserve: &Arc<DiskReserve>,
     leadership: &Arc<Leadership>,
     fault: &watch::Sender<Option<String>>,
+    pulls: mpsc::UnboundedSender<Pull>,
 ) -> EngineConfig {
     let leadership = Arc::clone(leadership);
     let fault = fault.clone();
@@ -518,6 +523,8 @@ fn engine_config(
         retention_check: Duration::from_millis(config.retention_check_ms),
         scrub_bytes_per_s: config.scrub_bytes_per_s,
         spare_bytes: config.spare_bytes,
+        compaction_map_bytes: config.compaction_map_bytes,
+        pulls,
         workers: 1,
         seed: deps.seed,
         disk: Arc::clone(&deps.disk),

@@ -13,6 +13,7 @@ mod node;
 mod options;
 pub mod peer;
 mod placement;
+mod pull;
 mod reconcile;
 mod repair;
 pub mod topic_config;

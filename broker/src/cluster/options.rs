@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub scrub_bytes_per_s: u64,
     /// Disk space for files of dropped segments that wait to hold the next ones.
     pub spare_bytes: u64,
+    /// Memory for the keys of one compaction, in bytes.
+    pub compaction_map_bytes: u64,
     /// Longest wait of a graceful stop for leaderships to move and appends to finish, in milliseconds.
     pub shutdown_ms_max: u64,
 }

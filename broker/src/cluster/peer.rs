@@ -66,6 +66,12 @@ pub trait PeerCalls: Send + Sync + 'static {
         address: &str,
         request: internal::FetchEntriesRequest,
     ) -> Result<internal::FetchEntriesResponse, PeerError>;
+    /// NodeService.ReadCompacted.
+    async fn read_compacted(
+        &self,
+        address: &str,
+        request: internal::ReadCompactedRequest,
+    ) -> Result<internal::ReadCompactedResponse, PeerError>;
     /// NodeService.GetPartitions.
     async fn get_partitions(
         &self,

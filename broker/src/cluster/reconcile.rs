@@ -184,10 +184,14 @@ impl Node {
 /// What a topic's configuration means for its replicas.
 fn partition_settings(config: &TopicConfig) -> PartitionSettings {
     let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    // In a compacted topic keys decide what goes, not age and size.
+    let is_deleted = !config.compact;
     PartitionSettings {
-        retention_ms: config.retention_ms.map(signed),
-        retention_bytes: config.retention_bytes,
+        retention_ms: config.retention_ms.filter(|_| is_deleted).map(signed),
+        retention_bytes: config.retention_bytes.filter(|_| is_deleted),
         segment_bytes: config.segment_bytes,
         segment_ms: Some(signed(config.segment_ms)),
+        compact: config.compact,
+        delete_retention_ms: signed(config.delete_retention_ms),
     }
 }

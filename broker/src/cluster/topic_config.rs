@@ -34,14 +34,16 @@ enum Kind {
     Word { accepted: &'static [&'static str], later: &'static [&'static str] },
 }
 
+const CLEANUP_POLICY: &str = "cleanup.policy";
+
 /// Every key, by name.
 pub const TOPIC_KEYS: &[TopicKey] = &[
     TopicKey {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         default_value: "delete",
-        bounds: "delete (compact comes with a later version)",
-        description: "What happens to old records: delete drops whole segments by age and size.",
-        kind: Kind::Word { accepted: &["delete"], later: &["compact", "compact,delete"] },
+        bounds: "delete, compact (fixed when the topic is created)",
+        description: "What happens to old records: delete drops whole segments by age and size, compact keeps the last record of each key.",
+        kind: Kind::Word { accepted: &["delete", "compact"], later: &["compact,delete"] },
     },
     TopicKey {
         name: "compression.type",
@@ -122,6 +124,10 @@ pub struct TopicConfig {
     pub record_bytes_max: u32,
     /// Codec to store with; `None`: the publisher's.
     pub compression: Option<Compression>,
+    /// The last record of each key is kept, and nothing is deleted by age or size.
+    pub compact: bool,
+    /// How long tombstones are kept in a compacted topic, in milliseconds.
+    pub delete_retention_ms: u64,
 }
 
 impl TopicConfig {
@@ -146,6 +152,8 @@ impl TopicConfig {
             segment_ms: limit("segment.ms").unwrap_or_default(),
             record_bytes_max: u32::try_from(number("max.message.bytes")).unwrap_or_default(),
             compression: Compression::ALL.into_iter().find(|codec| codec.name() == compression),
+            compact: word(CLEANUP_POLICY) == "compact",
+            delete_retention_ms: limit("delete.retention.ms").unwrap_or_default(),
         }
     }
 }
@@ -203,6 +211,25 @@ pub fn check(config: &BTreeMap<String, String>) -> Result<(), BrokerError> {
     Ok(())
 }
 
+/// Checks that a change leaves alone what is fixed when a topic is created: what was compacted cannot be had back, and what was
+/// written without keys cannot be compacted.
+pub fn check_change(
+    current: &BTreeMap<String, String>,
+    set: &BTreeMap<String, String>,
+    unset: &[String],
+) -> Result<(), BrokerError> {
+    let mut changed = current.clone();
+    changed.extend(set.iter().map(|(name, value)| (name.clone(), value.clone())));
+    changed.retain(|name, _| !unset.contains(name));
+    if TopicConfig::read(current).compact == TopicConfig::read(&changed).compact {
+        return Ok(());
+    }
+    Err(BrokerError::InvalidArgument {
+        field: format!("config '{CLEANUP_POLICY}'"),
+        why: "is fixed when the topic is created; create another topic".to_owned(),
+    })
+}
+
 /// Checks names that are to be put back to their defaults.
 pub fn check_names(names: &[String]) -> Result<(), BrokerError> {
     names.iter().try_for_each(|name| known(name).map(|_| ()))
@@ -240,6 +267,8 @@ mod tests {
             segment_ms: week_ms,
             record_bytes_max: 1 << 20,
             compression: None,
+            compact: false,
+            delete_retention_ms: 24 * 3_600_000,
         };
         assert_eq!(TopicConfig::read(&BTreeMap::new()), expected);
     }
@@ -280,9 +309,27 @@ mod tests {
     }
 
     #[test]
+    fn the_cleanup_policy_stays_what_it_was_when_the_topic_was_created() {
+        let (plain, compacted) = (BTreeMap::new(), one("cleanup.policy", "compact"));
+        assert!(TopicConfig::read(&compacted).compact);
+        check_change(&compacted, &one("delete.retention.ms", "5"), &[]).unwrap();
+        check_change(&compacted, &compacted, &[]).unwrap();
+        check_change(&plain, &one("cleanup.policy", "delete"), &[]).unwrap();
+        let unset = ["cleanup.policy".to_owned()];
+        let delete = one("cleanup.policy", "delete");
+        for refused in [
+            check_change(&plain, &compacted, &[]),
+            check_change(&compacted, &delete, &[]),
+            check_change(&compacted, &plain, &unset),
+        ] {
+            assert!(refused.unwrap_err().to_string().contains("create another topic"));
+        }
+    }
+
+    #[test]
     fn what_a_later_version_brings_is_said_so() {
         for (name, value) in
-            [("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")]
+            [("cleanup.policy", "compact,delete"), ("message.timestamp.type", "LogAppendTime")]
         {
             let error = check(&one(name, value)).unwrap_err().to_string();
             assert!(error.contains("later version"), "{error}");

@@ -134,6 +134,7 @@ pub(super) const KEYS: &[Key] = &[
     number!("storage.reserve_bytes", storage.reserve_bytes, 0..=1_099_511_627_776),
     number!("storage.scrub_bytes_per_s", storage.scrub_bytes_per_s, 0..=u64::MAX),
     number!("storage.spare_bytes", storage.spare_bytes, 0..=1_099_511_627_776),
+    number!("storage.compaction_map_bytes", storage.compaction_map_bytes, 64..=1 << 36),
     number!("limits.connections", limits.connections, 1..=1_000_000),
     number!("limits.streams_per_connection", limits.streams_per_connection, 1..=100_000),
     number!(
@@ -207,6 +208,7 @@ pub(super) fn defaults() -> Config {
             reserve_bytes: 16 << 20,
             scrub_bytes_per_s: 4 << 20,
             spare_bytes: 512 << 20,
+            compaction_map_bytes: 32 << 20,
         },
         limits: LimitsSection {
             connections: 10_000,

@@ -3,10 +3,11 @@
 //! Owns: the checks that keep a malformed or foreign message out of the raft crate, which panics on some of them. Never: parses
 //! bytes with rust-protobuf (RUSTSEC-2024-0437).
 
-use highwater_proto::batch;
 use highwater_proto::internal::{
     RaftConfState, RaftEntry, RaftMessage, RaftSnapshot, RaftSnapshotMetadata,
 };
+use highwater_proto::{batch, internal};
+use highwater_storage::{CompactedManifest, CompactedSegment, LogStart};
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 
 use super::envelope::{self, EntryKind};
@@ -218,5 +219,50 @@ pub(crate) fn members_from_wire(wire: &RaftConfState) -> ConfState {
         learners_next: wire.learners_next.clone(),
         auto_leave: wire.auto_leave,
         ..ConfState::default()
+    }
+}
+/// A manifest as a snapshot carries it.
+pub(crate) fn manifest_to_wire(manifest: &CompactedManifest) -> internal::CompactedManifest {
+    let segment = |segment: &CompactedSegment| internal::CompactedSegment {
+        file: segment.file,
+        first_index: segment.first_index,
+        end_index: segment.end_index,
+        base_offset: segment.base_offset,
+        end_offset: segment.end_offset,
+        bytes: segment.bytes,
+        checksum: segment.checksum,
+        max_timestamp_ms: segment.max_timestamp_ms,
+    };
+    internal::CompactedManifest {
+        segments: manifest.segments.iter().map(segment).collect(),
+        end_index: manifest.end.first_index,
+        prev_term: manifest.end.prev_term,
+        end_offset: manifest.end.next_offset,
+        cleaned_to: manifest.cleaned_to,
+        next_horizon_ms: manifest.next_horizon_ms,
+    }
+}
+
+/// The way back. Whether it makes sense is for [`CompactedManifest::is_sound`] to say.
+pub(crate) fn manifest_from_wire(wire: &internal::CompactedManifest) -> CompactedManifest {
+    let segment = |segment: &internal::CompactedSegment| CompactedSegment {
+        file: segment.file,
+        first_index: segment.first_index,
+        end_index: segment.end_index,
+        base_offset: segment.base_offset,
+        end_offset: segment.end_offset,
+        bytes: segment.bytes,
+        checksum: segment.checksum,
+        max_timestamp_ms: segment.max_timestamp_ms,
+    };
+    CompactedManifest {
+        segments: wire.segments.iter().map(segment).collect(),
+        end: LogStart {
+            first_index: wire.end_index,
+            prev_term: wire.prev_term,
+            next_offset: wire.end_offset,
+        },
+        cleaned_to: wire.cleaned_to,
+        next_horizon_ms: wire.next_horizon_ms,
     }
 }

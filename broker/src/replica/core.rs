@@ -8,6 +8,8 @@
 
 #[cfg(test)]
 mod full_disk_tests;
+#[cfg(test)]
+mod install_tests;
 mod open;
 mod propose;
 mod ready;
@@ -23,7 +25,10 @@ use bytes::Bytes;
 use highwater_proto::batch::BatchHeader;
 use highwater_proto::internal::{AppendedAck, ReplicaCheckpoint, ReplicaState};
 use highwater_proto::v1::Acks;
-use highwater_storage::{DiskReserve, HardState, Log, LogReader, SyncPoint};
+use highwater_storage::{
+    Compacted, CompactedManifest, DiskReserve, HardState, Log, LogStart, StagedCompaction,
+    SyncPoint,
+};
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 use rand::Rng;
@@ -35,7 +40,9 @@ pub use waiters::Appended;
 
 use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
+use super::convert;
 use super::envelope;
+use super::partition_reader::PartitionReader;
 use super::producers::Producers;
 use super::raft_log::{RaftLog, decode_snapshot};
 use crate::error::BrokerError;
@@ -176,6 +183,10 @@ pub(crate) struct Core {
     replica: u64,
     raw: RawNode<RaftLog>,
     log: Log,
+    /// What lies below the log, in a partition that is compacted.
+    compacted: Compacted,
+    /// The files of the snapshot that is being stepped.
+    received: Option<StagedCompaction>,
     files: SmallFiles,
     reserve: Arc<DiskReserve>,
     /// As the file `replica` holds it.
@@ -255,6 +266,21 @@ impl Core {
         }
     }
 
+    /// The compacted segments that a message needs before it can be stepped: those of a snapshot that this replica lacks.
+    pub(crate) fn files_wanted(&self, message: &Message) -> Option<CompactedManifest> {
+        if message.get_msg_type() != MessageType::MsgSnapshot {
+            return None;
+        }
+        let checkpoint = decode_snapshot(message.get_snapshot()).ok()?;
+        let raft = &self.raw.raft;
+        let known = checkpoint.index <= raft.raft_log.committed
+            || raft.raft_log.match_term(checkpoint.index, checkpoint.term);
+        if known || message.term < raft.term {
+            return None;
+        }
+        checkpoint.compacted.map(|manifest| convert::manifest_from_wire(&manifest))
+    }
+
     /// Takes a message from a peer. What would make the raft crate panic is refused here, with the reason.
     pub(crate) fn step(
         &mut self,
@@ -262,8 +288,31 @@ impl Core {
         wants_appended: bool,
         effects: &mut Effects,
     ) -> Result<(), String> {
+        self.take(message, wants_appended, None, effects)
+    }
+
+    /// The same for a snapshot whose compacted segments, which [`Core::files_wanted`] named, are here.
+    pub(crate) fn step_snapshot(
+        &mut self,
+        message: Message,
+        received: StagedCompaction,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        self.take(message, false, Some(received), effects)
+    }
+
+    fn take(
+        &mut self,
+        message: Message,
+        wants_appended: bool,
+        received: Option<StagedCompaction>,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
         if self.broken.is_some() {
             return Ok(());
+        }
+        if received.is_none() && self.files_wanted(&message).is_some() {
+            return Err("the compacted segments of a snapshot come first".into());
         }
         if let Err(why) = self.check_message(&message) {
             self.settle(effects);
@@ -289,7 +338,10 @@ impl Core {
         if appends && wants_appended {
             self.wants_appended = Some(asked);
         }
+        self.received = received;
         self.settle(effects);
+        // If raft had no use for the snapshot, nobody has one for these.
+        self.received = None;
         Ok(())
     }
 
@@ -334,9 +386,28 @@ impl Core {
                     None => Ok(()),
                 }
             }
-            MessageType::MsgSnapshot => decode_snapshot(message.get_snapshot()).map(drop),
+            MessageType::MsgSnapshot => self.check_snapshot(message),
             _ => Ok(()),
         }
+    }
+
+    fn check_snapshot(&self, message: &Message) -> Result<(), String> {
+        let checkpoint = decode_snapshot(message.get_snapshot())?;
+        let Some(manifest) = checkpoint.compacted.as_ref().map(convert::manifest_from_wire) else {
+            return match self.compacted.end() {
+                Some(_) => Err("a snapshot without the segments that are compacted here".into()),
+                None => Ok(()),
+            };
+        };
+        let end = LogStart {
+            first_index: checkpoint.index + 1,
+            prev_term: checkpoint.term,
+            next_offset: checkpoint.next_offset,
+        };
+        if !manifest.is_sound() || manifest.end != end {
+            return Err("a snapshot whose compacted segments do not end where it stands".into());
+        }
+        Ok(())
     }
 
     /// A follower has appended, not yet synced.
@@ -553,8 +624,19 @@ impl Core {
         self.elections
     }
 
-    pub(crate) fn reader(&self) -> LogReader {
+    #[cfg(test)]
+    pub(crate) fn reader(&self) -> highwater_storage::LogReader {
         self.log.reader()
+    }
+
+    /// Reads what users read, compacted or not.
+    pub(crate) fn partition_reader(&self) -> PartitionReader {
+        PartitionReader { log: self.log.reader(), compacted: self.compacted.reader() }
+    }
+
+    /// The last entry that is applied and durable here: up to it nothing is ever truncated.
+    pub(crate) fn settled_index(&self) -> u64 {
+        self.raw.raft.raft_log.applied.min(self.log.durable_index())
     }
 
     pub(crate) fn log_mut(&mut self) -> &mut Log {

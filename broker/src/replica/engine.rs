@@ -4,20 +4,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
 use highwater_storage::{
-    Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed, Repair, Settled, SparePool,
-    StorageError,
+    CompactedReceiver, Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed, Repair,
+    Settled, SparePool, StagedCompaction, StorageError,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::births;
 use super::checkpoint::SmallFiles;
+use super::compactor::{Compactor, CompactorConfig};
 use super::convert;
 use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
 use super::handle::{PartitionHandle, Shared};
@@ -38,6 +40,19 @@ pub trait Outbox: Send + Sync + 'static {
     fn send(&self, node: u64, batch: PeerBatch) -> bool;
 }
 
+/// Compacted segments to be fetched from the node that sent a snapshot, before that is installed. At most one for a group at
+/// any time; `done` is called in any case.
+pub struct Pull {
+    /// The group.
+    pub group: u64,
+    /// The node that has the segments.
+    pub from_node: u64,
+    /// Says what is wanted, and takes it.
+    pub receiver: CompactedReceiver,
+    /// Takes what was received, or why it was not.
+    pub done: Box<dyn FnOnce(Result<StagedCompaction, String>) + Send>,
+}
+
 /// What a topic's configuration means for a partition. `None` is "no limit".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionSettings {
@@ -49,6 +64,10 @@ pub struct PartitionSettings {
     pub segment_bytes: u64,
     /// Age at which a segment is rolled, in milliseconds.
     pub segment_ms: Option<i64>,
+    /// Of each key only the last record is kept.
+    pub compact: bool,
+    /// How long a compacted partition keeps tombstones, in milliseconds.
+    pub delete_retention_ms: i64,
 }
 
 impl Default for PartitionSettings {
@@ -58,6 +77,8 @@ impl Default for PartitionSettings {
             retention_bytes: None,
             segment_bytes: LogOptions::default().segment_bytes,
             segment_ms: None,
+            compact: false,
+            delete_retention_ms: i64::MAX,
         }
     }
 }
@@ -81,6 +102,10 @@ pub struct EngineConfig {
     pub scrub_bytes_per_s: u64,
     /// Disk space for files of dropped segments that wait to hold the next ones.
     pub spare_bytes: u64,
+    /// Memory for the keys of one compaction, in bytes.
+    pub compaction_map_bytes: u64,
+    /// Takes the transfers of compacted segments that snapshots call for.
+    pub pulls: mpsc::UnboundedSender<Pull>,
     /// Worker threads.
     pub workers: usize,
     /// Seeds election timeouts.
@@ -174,6 +199,7 @@ struct Inner {
     open_sealed: OpenSealed,
     logger: slog::Logger,
     scrubber: Scrubber,
+    compactor: Compactor,
 }
 
 /// All replicas of a node. Cheap to clone.
@@ -205,24 +231,39 @@ impl Engine {
             replicas: RwLock::default(),
             logger: super::logging::logger(),
             scrubber: Scrubber::default(),
+            compactor: Compactor::default(),
         };
         let engine = Self { inner: Arc::new(inner) };
-        let config = &engine.inner.config;
-        if config.scrub_bytes_per_s > 0 {
-            let weak = Arc::downgrade(&engine.inner);
-            let replicas = move || {
+        engine.start_background().map_err(|source| StorageError::Io {
+            operation: "start a thread for",
+            path: engine.inner.config.dir.clone(),
+            source,
+        })?;
+        Ok(engine)
+    }
+
+    /// Starts what looks after sealed segments.
+    fn start_background(&self) -> std::io::Result<()> {
+        let config = &self.inner.config;
+        let replicas = |weak: Weak<Inner>| {
+            move || {
                 let inner = weak.upgrade()?;
                 Some(Engine { inner }.all().into_iter().map(|(_, handle)| handle).collect())
-            };
+            }
+        };
+        if config.scrub_bytes_per_s > 0 {
             let metrics = Arc::clone(&config.metrics);
-            let started = engine.inner.scrubber.start(config.scrub_bytes_per_s, metrics, replicas);
-            started.map_err(|source| StorageError::Io {
-                operation: "start a thread for",
-                path: config.dir.clone(),
-                source,
-            })?;
+            let replicas = replicas(Arc::downgrade(&self.inner));
+            self.inner.scrubber.start(config.scrub_bytes_per_s, metrics, replicas)?;
         }
-        Ok(engine)
+        let compaction = CompactorConfig {
+            check: config.retention_check,
+            map_bytes_max: config.compaction_map_bytes,
+            seed: config.seed,
+            clock: Arc::clone(&config.clock),
+            metrics: Arc::clone(&config.metrics),
+        };
+        self.inner.compactor.start(compaction, replicas(Arc::downgrade(&self.inner)))
     }
 
     /// Groups that have a directory here.
@@ -342,7 +383,9 @@ impl Engine {
             replica: core.replica(),
             node: self.inner.config.node,
             nodes: core.nodes().clone(),
-            reader: core.reader(),
+            reader: core.partition_reader(),
+            settings: Mutex::new(settings),
+            settled: AtomicU64::new(core.settled_index()),
             visible: watch::Sender::new(core.visible()),
             followers: Mutex::default(),
             quarantined: Mutex::default(),
@@ -356,6 +399,7 @@ impl Engine {
             effects: Effects::default(),
             proposals: Vec::new(),
             dirty: false,
+            pulling: false,
             elections_counted: 0,
         };
         handle.inbox.push(Input::Add(Box::new(replica)));
@@ -474,6 +518,7 @@ impl Engine {
     /// Ends all threads after a last sync. Appends that are not answered by now fail with an unknown outcome.
     pub fn stop(&self) {
         self.inner.scrubber.stop();
+        self.inner.compactor.stop();
         for worker in &self.inner.workers {
             worker.inbox.push(Input::Stop);
             let mut threads = worker.threads.lock();
@@ -523,6 +568,7 @@ fn start_worker(
         outbox: Arc::clone(&config.outbox),
         clock: Arc::clone(&config.clock),
         metrics: Arc::clone(&config.metrics),
+        pulls: config.pulls.clone(),
         tick: config.tick,
         retention_check: config.retention_check,
         reserve: Arc::clone(&config.reserve),

@@ -5,17 +5,20 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use highwater_proto::batch::{BatchHeader, BatchView};
 use highwater_proto::v1;
-use highwater_storage::{LogReader, StorageError, StoredEntry};
+use highwater_storage::{StorageError, StoredEntry};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::core::{Answer, Appended, Follower, ProposalBody, Quarantine, Visible};
+use super::engine::PartitionSettings;
 use super::inbox::{Inbox, Input};
+use super::partition_reader::{PartitionReader, Stored};
 use crate::error::BrokerError;
 
 /// The answer to one append, in the future. Dropping it gives up the answer, not the append.
@@ -70,11 +73,21 @@ pub(crate) struct Shared {
     pub(crate) node: u64,
     /// Node of each replica.
     pub(crate) nodes: BTreeMap<u64, u64>,
-    pub(crate) reader: LogReader,
+    pub(crate) reader: PartitionReader,
+    pub(crate) settings: Mutex<PartitionSettings>,
+    /// The last entry that is applied and durable here.
+    pub(crate) settled: AtomicU64,
     pub(crate) visible: watch::Sender<Visible>,
     /// Refreshed a few times a second.
     pub(crate) followers: Mutex<Vec<Follower>>,
     pub(crate) quarantined: Mutex<Option<Quarantine>>,
+}
+
+impl Shared {
+    /// The last entry that is applied and durable here: up to it nothing is ever truncated.
+    pub(crate) fn settled_index(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
+    }
 }
 
 /// A replica on this node, as the layers above see it. Cheap to clone.
@@ -160,7 +173,7 @@ impl PartitionHandle {
         self.check_in_service()?;
         // Read before the entries, so that it never speaks of ones that replaced them.
         let committed = self.shared.visible.borrow().committed_index;
-        let reader = &self.shared.reader;
+        let reader = &self.shared.reader.log;
         let end_index = end_index.min(reader.last_index() + 1);
         let missing = |why: String| BrokerError::NotReady { why };
         if first_index >= end_index {
@@ -231,16 +244,16 @@ impl PartitionHandle {
         }
     }
 
-    /// Reads whole stored batches from the one that contains `from` on, all below the high watermark, about `bytes_max`
-    /// in all and at least one; none if `from` is not readable yet. Payloads are slices of the mapping, base offset and
-    /// leader epoch stamped.
-    pub fn read(&self, from: u64, bytes_max: u64) -> Result<Vec<StoredEntry>, BrokerError> {
+    /// Reads whole stored batches from the one that contains `from` on (or the next one, where compaction left a gap), all below
+    /// the high watermark, about `bytes_max` in all and at least one; none if nothing is readable there yet. Payloads are slices
+    /// of the mapping, base offset and leader epoch stamped.
+    pub fn read(&self, from: u64, bytes_max: u64) -> Result<Stored, BrokerError> {
         let visible = *self.shared.visible.borrow();
         if !visible.is_leader {
             return Err(self.not_leader(&visible));
         }
         if from >= visible.high_watermark {
-            return Ok(Vec::new());
+            return Ok(Stored { entries: Vec::new(), next_offset: from });
         }
         let asked = i64::try_from(from).unwrap_or(i64::MAX);
         if from < visible.log_start_offset {
@@ -251,6 +264,18 @@ impl PartitionHandle {
             Err(StorageError::Compacted { .. }) => Err(out_of_range(asked, &visible)),
             Err(error) => Err(self.unreadable(error)),
         }
+    }
+
+    /// Part of a file of the compacted part, for another replica; `None` if it is not part of it any more.
+    pub(crate) fn read_compacted(
+        &self,
+        file: u64,
+        from: u64,
+        bytes_max: u64,
+    ) -> Result<Option<Bytes>, BrokerError> {
+        self.check_in_service()?;
+        let read = self.shared.reader.compacted.read_file(file, from, bytes_max);
+        read.map_err(|error| BrokerError::Internal(error.to_string()))
     }
 
     /// The offset that a position means now. A position behind the last record by time means the high watermark.

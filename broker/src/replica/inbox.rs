@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use highwater_proto::internal::AppendedAck;
+use highwater_storage::StagedCompaction;
 use parking_lot::{Condvar, Mutex};
 use raft::eraftpb::Message;
 use tokio::sync::oneshot;
@@ -37,6 +38,10 @@ pub(crate) enum Input {
     Remove { group: u64, done: oneshot::Sender<()> },
     /// Other settings.
     Configure { group: u64, settings: PartitionSettings },
+    /// A new compacted part is staged: put it into place; answered with whether it was.
+    Compacted { group: u64, staged: StagedCompaction, done: oneshot::Sender<bool> },
+    /// The files of a snapshot are here, or could not be had.
+    Received { group: u64, message: Message, staged: Result<StagedCompaction, String> },
     /// Hand over leadership; answered with the replica chosen.
     Transfer { group: u64, to: Option<u64>, answer: oneshot::Sender<Option<u64>> },
     /// Nothing sent to this node arrives.

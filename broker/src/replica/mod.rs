@@ -6,13 +6,18 @@
 
 mod births;
 mod checkpoint;
+mod compactor;
+#[cfg(test)]
+mod compactor_tests;
 mod convert;
 mod core;
 pub mod engine;
 mod envelope;
 pub mod handle;
 mod inbox;
+mod key_map;
 mod logging;
+mod partition_reader;
 mod producers;
 mod raft_log;
 mod retention;
@@ -23,5 +28,6 @@ mod syncer;
 mod worker;
 
 pub use self::core::{Appended, Quarantine, StateMachine};
-pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, ReplicaError};
+pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, Pull, ReplicaError};
 pub use handle::{AppendTicket, PartitionHandle, PartitionStatus};
+pub use partition_reader::Stored;

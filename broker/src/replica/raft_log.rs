@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use highwater_proto::internal::ReplicaCheckpoint;
-use highwater_storage::{HardState, LogReader, StorageError};
+use highwater_storage::{CompactedReader, HardState, LogReader, StorageError};
 use prost::Message;
 use raft::eraftpb::{self, ConfState, Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState};
@@ -20,6 +20,7 @@ const FETCH_BYTES_MAX: u64 = 8 << 20;
 /// What raft reads. The core keeps its fields up to date.
 pub(crate) struct RaftLog {
     pub(crate) reader: LogReader,
+    pub(crate) compacted: CompactedReader,
     pub(crate) members: ConfState,
     /// As of the start, for `initial_state` only.
     pub(crate) hard_state: HardState,
@@ -93,8 +94,15 @@ impl raft::Storage for RaftLog {
         if self.snapshot.index < request_index {
             return Err(raft::Error::Store(raft::StorageError::SnapshotTemporarilyUnavailable));
         }
+        let manifest = self.compacted.manifest();
+        if manifest.as_ref().is_some_and(|m| m.end.first_index != self.snapshot.index + 1) {
+            // The log's prefix is about to be dropped; until then the two do not fit together.
+            return Err(raft::Error::Store(raft::StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let compacted = manifest.as_ref().map(convert::manifest_to_wire);
+        let checkpoint = ReplicaCheckpoint { compacted, ..self.snapshot.clone() };
         let mut snapshot =
-            Snapshot { data: self.snapshot.encode_to_vec().into(), ..Default::default() };
+            Snapshot { data: checkpoint.encode_to_vec().into(), ..Default::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.snapshot.index;
         metadata.term = self.snapshot.term;

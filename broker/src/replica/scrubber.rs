@@ -80,7 +80,7 @@ impl Pace {
 
 /// One round over one replica; `None` if the thread should end.
 fn scrub(replica: &PartitionHandle, pace: &Pace, metrics: &Metrics) -> Option<()> {
-    let (group, reader) = (replica.shared.group, &replica.shared.reader);
+    let (group, reader) = (replica.shared.group, &replica.shared.reader.log);
     let mut next = Some(0);
     while let Some(from) = next {
         if replica.quarantined().is_some() {

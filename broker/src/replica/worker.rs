@@ -5,16 +5,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use highwater_proto::internal::{GroupMessage, PeerBatch};
 use highwater_storage::{DiskReserve, HardState, HardStateJournal};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use raft::eraftpb::Message;
+use tokio::sync::{mpsc, oneshot};
 
 use super::convert;
 use super::core::{Answer, Core, Effects, Proposal};
-use super::engine::{Outbox, PartitionSettings};
+use super::engine::{Outbox, PartitionSettings, Pull};
 use super::handle::Shared;
 use super::inbox::{Inbox, Input};
 use super::retention;
@@ -44,6 +46,8 @@ pub(crate) struct Replica {
     pub(crate) effects: Effects,
     pub(crate) proposals: Vec<Proposal>,
     pub(crate) dirty: bool,
+    /// The files of a snapshot are being fetched.
+    pub(crate) pulling: bool,
     pub(crate) elections_counted: u64,
 }
 
@@ -61,6 +65,7 @@ pub(crate) struct Worker {
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pulls: mpsc::UnboundedSender<Pull>,
     pub(crate) tick: Duration,
     pub(crate) retention_check: Duration,
     pub(crate) reserve: Arc<DiskReserve>,
@@ -116,12 +121,15 @@ impl Worker {
 
     fn handle(&mut self, input: Input) {
         match input {
-            Input::Step { group, message, wants_appended } => self.on(group, |core, effects| {
-                let from = message.from;
-                if let Err(why) = core.step(message, wants_appended, effects) {
-                    tracing::debug!(group, from, %why, "message refused");
+            Input::Step { group, message, wants_appended } => {
+                if let Some(message) = self.without_files(group, message) {
+                    self.on(group, |core, effects| {
+                        let from = message.from;
+                        let outcome = core.step(message, wants_appended, effects);
+                        note_refusal(group, from, outcome);
+                    });
                 }
-            }),
+            }
             Input::PeerAppended(ack) => {
                 self.on(ack.group_id, |core, effects| core.peer_appended(&ack, effects));
             }
@@ -152,12 +160,33 @@ impl Worker {
                 }
                 self.sync_queue.remove(group, done);
             }
+            Input::Compacted { group, staged, done } => {
+                let mut installed = false;
+                self.on(group, |core, _| installed = core.swap_compacted(staged));
+                let _ = done.send(installed);
+            }
+            Input::Received { group, message, staged } => {
+                if let Some(replica) = self.replicas.get_mut(&group) {
+                    replica.pulling = false;
+                }
+                match staged {
+                    Ok(staged) => self.on(group, |core, effects| {
+                        let from = message.from;
+                        note_refusal(group, from, core.step_snapshot(message, staged, effects));
+                    }),
+                    Err(why) => {
+                        // The leader sends another snapshot, of what it has by then.
+                        tracing::warn!(group, %why, "the compacted segments of a snapshot could not be fetched");
+                    }
+                }
+            }
             Input::Damaged { group, why } => {
                 self.on(group, |core, effects| core.damaged(why, effects));
             }
             Input::Configure { group, settings } => {
                 if let Some(replica) = self.replicas.get_mut(&group) {
                     replica.core.log_mut().set_segment_bytes(settings.segment_bytes);
+                    *replica.shared.settings.lock() = settings;
                     replica.settings = settings;
                 }
             }
@@ -174,6 +203,24 @@ impl Worker {
             }
             Input::Stop => {}
         }
+    }
+
+    /// Passes a message on unless it is a snapshot with compacted segments: those are fetched first.
+    fn without_files(&mut self, group: u64, message: Message) -> Option<Message> {
+        let Some(replica) = self.replicas.get_mut(&group) else { return Some(message) };
+        let Some(manifest) = replica.core.files_wanted(&message) else { return Some(message) };
+        let from_node = replica.core.nodes().get(&message.from).copied();
+        let from_node = from_node.filter(|_| !replica.pulling)?;
+        tracing::info!(group, from_node, bytes = manifest.bytes(), "fetching compacted segments");
+        let inbox = Arc::clone(&self.inbox);
+        let pull = Pull {
+            group,
+            from_node,
+            receiver: replica.shared.reader.compacted.receiver(manifest),
+            done: Box::new(move |staged| inbox.push(Input::Received { group, message, staged })),
+        };
+        replica.pulling = self.pulls.send(pull).is_ok();
+        None
     }
 
     /// Tells everyone who waits for a replica that it is gone.
@@ -365,6 +412,12 @@ impl Worker {
     }
 }
 
+fn note_refusal(group: u64, from: u64, outcome: Result<(), String>) {
+    if let Err(why) = outcome {
+        tracing::debug!(group, from, %why, "message refused");
+    }
+}
+
 fn mark(dirty: &mut Vec<u64>, replica: &mut Replica) {
     if !replica.dirty {
         replica.dirty = true;
@@ -395,6 +448,7 @@ fn publish(
     metrics: &Metrics,
     leader_changed: &(dyn Fn(u64, u64, u64) + Send + Sync),
 ) {
+    replica.shared.settled.store(replica.core.settled_index(), Ordering::Release);
     let now = replica.core.visible();
     let mut before = now;
     replica.shared.visible.send_if_modified(|visible| {

@@ -190,7 +190,11 @@ async fn wait_for_change(views: &mut watch::Receiver<Arc<ClusterView>>) {
 pub(super) fn batch_limits(config: &TopicConfig) -> BatchLimits {
     let defaults = BatchLimits::default();
     let record_bytes_max = usize::try_from(config.record_bytes_max).unwrap_or(usize::MAX);
-    BatchLimits { record_bytes_max: record_bytes_max.min(defaults.record_bytes_max), ..defaults }
+    BatchLimits {
+        record_bytes_max: record_bytes_max.min(defaults.record_bytes_max),
+        keys_required: config.compact,
+        ..defaults
+    }
 }
 
 /// The acknowledgement level a client asks for.

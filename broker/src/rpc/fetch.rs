@@ -11,7 +11,7 @@ use highwater_proto::v1;
 use super::door::{Door, FETCH_BYTES_MAX, wire_offset};
 use super::status::{CallError, from_peer};
 use crate::error::BrokerError;
-use crate::replica::PartitionHandle;
+use crate::replica::{PartitionHandle, Stored};
 
 /// Longest wait of a Fetch.
 const WAIT_MS_MAX: u32 = 60_000;
@@ -41,6 +41,8 @@ pub(super) struct Chunk {
     pub(super) bytes: u64,
     /// What it costs in records.
     pub(super) record_count: u64,
+    /// Offsets were passed over that hold no records any more.
+    pub(super) has_gaps: bool,
 }
 
 /// The format asked for.
@@ -62,7 +64,10 @@ pub(super) fn read(
     format: v1::FetchFormat,
     bounds: ReadBounds,
 ) -> Result<Chunk, BrokerError> {
-    let entries = handle.read(from, bounds.bytes_max)?;
+    let Stored { entries, next_offset } = handle.read(from, bounds.bytes_max)?;
+    if entries.is_empty() {
+        return Ok(Chunk { next_offset, has_gaps: next_offset > from, ..Chunk::default() });
+    }
     let stored = entries.into_iter().map(|entry| {
         let end = entry.base_offset + u64::from(entry.meta.offset_span);
         (entry.base_offset, end, entry.payload)
@@ -80,14 +85,15 @@ fn as_batches(
     bounds: ReadBounds,
 ) -> Chunk {
     let mut chunk = Chunk { next_offset: from, ..Chunk::default() };
-    for (_, end, batch) in stored {
+    for (base_offset, end, batch) in stored {
         let is_first = chunk.batches.is_empty();
         let over = chunk.bytes >= bounds.bytes_max || chunk.record_count >= bounds.records_max;
         if over && !is_first {
             break;
         }
         chunk.bytes += batch.len() as u64;
-        chunk.record_count += end.saturating_sub(chunk.next_offset);
+        chunk.has_gaps |= base_offset > chunk.next_offset;
+        chunk.record_count += end.saturating_sub(chunk.next_offset.max(base_offset));
         chunk.next_offset = end;
         chunk.batches.push(batch);
     }
@@ -109,6 +115,7 @@ fn as_records(
     for (base_offset, end, batch) in stored {
         let view = BatchView::parse(batch).map_err(|error| damaged(base_offset, &error))?;
         let records = view.records().map_err(|error| damaged(base_offset, &error))?;
+        chunk.has_gaps |= base_offset > chunk.next_offset;
         for record in records {
             let record = record.map_err(|error| damaged(base_offset, &error))?;
             let Some(offset) = u64::try_from(record.offset).ok().filter(|offset| *offset >= from)

@@ -83,6 +83,19 @@ impl NodeService for Nodes {
         answer(fetched)
     }
 
+    async fn read_compacted(
+        &self,
+        request: Request<internal::ReadCompactedRequest>,
+    ) -> Result<Response<internal::ReadCompactedResponse>, Status> {
+        let node = self.door.node.clone();
+        // Cold pages are read from disk: not on the runtime's threads.
+        let read = tokio::task::spawn_blocking(move || node.read_compacted(request.get_ref()));
+        let read = read.await.unwrap_or_else(|error| {
+            Err(BrokerError::Internal(format!("reading compacted segments failed: {error}")))
+        });
+        answer(read)
+    }
+
     async fn get_partitions(
         &self,
         request: Request<internal::GetPartitionsRequest>,

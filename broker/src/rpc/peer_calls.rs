@@ -152,6 +152,17 @@ impl PeerCalls for GrpcPeerCalls {
         self.call(address, request, Duration::ZERO, call).await
     }
 
+    async fn read_compacted(
+        &self,
+        address: &str,
+        request: internal::ReadCompactedRequest,
+    ) -> Result<internal::ReadCompactedResponse, PeerError> {
+        let call = |mut client: NodeServiceClient<Channel>, request| async move {
+            client.read_compacted(request).await
+        };
+        self.call(address, request, Duration::ZERO, call).await
+    }
+
     async fn get_partitions(
         &self,
         address: &str,

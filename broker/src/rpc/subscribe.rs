@@ -334,6 +334,7 @@ impl Subscription {
             next_offset: wire_offset(chunk.next_offset),
             high_watermark: wire_offset(high_watermark),
             record_count: u32::try_from(chunk.record_count).unwrap_or(u32::MAX),
+            has_gaps: chunk.has_gaps,
         };
         self.credits.spend(chunk.bytes, chunk.record_count);
         self.door.metrics.fetched(chunk.record_count, chunk.bytes);

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use super::describe::replication_factor;
 use super::door::{Door, wire_offset};
 use super::status::{CallError, from_peer};
+use crate::cluster::topic_config::TopicConfig;
 use crate::cluster::{self, topic_config};
 use crate::error::BrokerError;
 
@@ -136,6 +137,7 @@ impl Door {
             }
             .into());
         }
+        topic_config::check_change(&self.topic(&name, false).await?.config, &set, &unset)?;
         let update = internal::UpdateTopic { name: name.clone(), set, unset };
         self.propose(internal::metadata_command::Command::UpdateTopic(update)).await?;
         let topic = self.topic(&name, false).await?;
@@ -182,7 +184,16 @@ impl Door {
             why: "say which record is the first to keep".to_owned(),
         })?;
         self.topic(&request.name, false).await?;
-        let (_, handle) = self.node.route(&request.name, "", request.partition)?;
+        let (topic, handle) = self.node.route(&request.name, "", request.partition)?;
+        if TopicConfig::read(&topic.config).compact {
+            return Err(BrokerError::InvalidArgument {
+                field: "name".to_owned(),
+                why: format!(
+                    "'{}' is compacted and keeps the last record of each key; publish tombstones (keys without a value) instead",
+                    request.name
+                ),
+            });
+        }
         let to_offset = handle.resolve(position)?;
         let high_watermark = handle.high_watermark();
         if to_offset > high_watermark {

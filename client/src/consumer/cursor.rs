@@ -93,18 +93,20 @@ impl Cursor {
         for batch in &message.batches {
             let unreadable = |_| Gap { expected: end, found: -1 };
             let header = BatchHeader::read(batch).map_err(unreadable)?;
-            // Only the first batch may begin early: the place asked for may lie within it.
-            let follows = header.base_offset == end || (end == from && header.base_offset < from);
+            // Only the first batch may begin early: the place asked for may lie within it. And compaction leaves gaps.
+            let follows = header.base_offset == end
+                || (end == from && header.base_offset < from)
+                || (message.has_gaps && header.base_offset > end);
             let last = header.base_offset.checked_add(i64::from(header.offset_span()));
             match last {
                 Some(last) if follows => end = last.max(end),
                 _ => return Err(Gap { expected: end, found: header.base_offset }),
             }
         }
-        if message.next_offset != end {
+        if message.next_offset != end && !(message.has_gaps && message.next_offset > end) {
             return Err(Gap { expected: end, found: message.next_offset });
         }
-        self.next = Start::Offset(end);
+        self.next = Start::Offset(message.next_offset);
         Ok(from)
     }
 }
@@ -173,6 +175,21 @@ mod tests {
             let mut cursor = cursor_at(10);
             assert_eq!(cursor.on_batches(&message), Err(gap));
             assert_eq!(cursor.next, Start::Offset(10), "the place stays");
+        }
+    }
+
+    #[test]
+    fn gaps_that_compaction_left_are_passed_over_but_nothing_comes_twice() {
+        let gaps = |batches, next_offset| v1::FetchedBatch {
+            has_gaps: true,
+            ..message(batches, next_offset)
+        };
+        let mut cursor = cursor_at(10);
+        assert_eq!(cursor.on_batches(&gaps(vec![batch(12, 1), batch(20, 2)], 22)), Ok(10));
+        assert_eq!(cursor.on_batches(&gaps(vec![], 30)), Ok(22));
+        assert_eq!(cursor.next, Start::Offset(30));
+        for wrong in [gaps(vec![batch(30, 2), batch(31, 1)], 32), gaps(vec![], 29)] {
+            assert!(cursor.on_batches(&wrong).is_err());
         }
     }
 

@@ -80,8 +80,13 @@ impl State {
 }
 
 impl Compacted {
-    /// Opens the compacted part beside the log in `log_dir`; there may be none yet. Removes files that do not count.
-    pub fn open(disk: Arc<dyn Disk>, log_dir: &Path) -> Result<Self, StorageError> {
+    /// Opens the compacted part beside the log in `log_dir`; there may be none yet. Removes files that do not count. `open`
+    /// bounds the files that are kept open, as `LogOptions::open_sealed` does.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        log_dir: &Path,
+        open: OpenSealed,
+    ) -> Result<Self, StorageError> {
         let dir = log_dir.join(DIR_NAME);
         let manifest = CompactedManifest::load(&*disk, &dir)?;
         let named = |file: u64| {
@@ -108,7 +113,7 @@ impl Compacted {
             dir,
             next_file: AtomicU64::new(next_file),
             state: RwLock::new(Arc::new(state)),
-            open: OpenSealed::default(),
+            open,
         };
         if is_there {
             // A process that ended in the middle may have left a manifest whose name is not durable yet, and what it

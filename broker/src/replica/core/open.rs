@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use highwater_proto::internal::{ReplicaCheckpoint, ReplicaState};
 use highwater_storage::{
-    Disk, DiskReserve, HardState, Log, LogOptions, LogStart, Settled, StorageError,
+    Compacted, Disk, DiskReserve, HardState, Log, LogOptions, LogStart, Settled, StorageError,
 };
 use raft::eraftpb::ConfState;
 use raft::{RawNode, StateRole};
@@ -151,11 +151,14 @@ impl Core {
         // behind the log, never ahead of it.
         let floor = saved.commit.max(state.applied_index);
         let disk = Arc::clone(&config.disk);
-        let (log, report) = match &config.settled {
+        let open_sealed = config.log.open_sealed.clone();
+        let (mut log, report) = match &config.settled {
             Some(settled) => Log::open_settled(disk, &config.dir, config.log, floor, settled)?,
             None => Log::open(disk, &config.dir, config.log, floor)?,
         };
         tracing::debug!(group = state.group_id, ?report, "log recovered");
+        let compacted = Compacted::open(Arc::clone(&config.disk), &config.dir, open_sealed)?;
+        join_compacted(&mut log, &compacted, &files)?;
         let start = start_checkpoint(&files, &log, &mut state)?;
         let mut commit = floor.max(log.first_index() - 1);
         let (derived, applied, append_time_ms) = match config.machine {
@@ -192,6 +195,7 @@ impl Core {
             raft_config(config.heartbeat_ticks, config.election_ticks, &state, applied);
         let raft_log = RaftLog {
             reader: log.reader(),
+            compacted: compacted.reader(),
             members: convert::members_from_wire(&members),
             hard_state,
             snapshot: start,
@@ -206,6 +210,8 @@ impl Core {
             role_term: (StateRole::Follower, u64::MAX),
             raw,
             log,
+            compacted,
+            received: None,
             files,
             reserve: config.reserve,
             state,
@@ -232,6 +238,40 @@ impl Core {
         };
         core.follow_role(&mut super::Effects::default());
         Ok(Some(core))
+    }
+}
+
+/// Makes sure that the log goes on where the compacted part ends. A log that begins before that still has what the part took over
+/// (it goes at the next look at retention); one that does not reach it is what a snapshot was replacing when the node stopped,
+/// and its checkpoint is there: it was durable first.
+fn join_compacted(
+    log: &mut Log,
+    compacted: &Compacted,
+    files: &SmallFiles,
+) -> Result<(), StorageError> {
+    let Some(end) = compacted.end() else { return Ok(()) };
+    let corrupt = |index: u64, detail: &str| StorageError::Corrupt {
+        path: files.dir().to_owned(),
+        index,
+        detail: detail.into(),
+    };
+    if log.first_index() > end.first_index {
+        return Err(corrupt(
+            end.first_index,
+            "entries between the compacted part and the log are missing",
+        ));
+    }
+    let before = end.first_index - 1;
+    if log.reader().term(before) == Some(end.prev_term) {
+        if log.last_index() == before {
+            // The segment that began here was lost with the power, having no entries yet: what stands before it is to go.
+            log.roll()?;
+        }
+        return Ok(());
+    }
+    match files.load_checkpoint(before) {
+        Some(checkpoint) if checkpoint.term == end.prev_term => log.reset(end),
+        _ => Err(corrupt(log.last_index() + 1, "the log ends before the compacted part does")),
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`Core::persisted`] says that this Ready and all before it are durable.
 
 use highwater_proto::internal::{AdvanceLogStart, ReplicaCheckpoint};
-use highwater_storage::{HardState, LogStart, StorageError};
+use highwater_storage::{HardState, LogStart, StagedCompaction, StorageError};
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 use raft::{Ready, SnapshotStatus};
@@ -404,7 +404,31 @@ impl Core {
         }
     }
 
-    /// Drops sealed segments whose records are all below the start of the log.
+    /// Puts a new compacted part into place and drops what it covers from the log. False if it does not fit (any more).
+    pub(crate) fn swap_compacted(&mut self, mut staged: StagedCompaction) -> bool {
+        let end = staged.manifest().end;
+        let fits = self.broken.is_none()
+            && staged.is_current()
+            && self.log.first_index() <= end.first_index
+            && self.log.reader().term(end.first_index - 1) == Some(end.prev_term)
+            && end.first_index <= self.settled_index() + 1;
+        if !fits {
+            return false;
+        }
+        match self.compacted.install(&mut staged).and_then(|()| self.drop_prefix()) {
+            Ok(()) => true,
+            Err(error) if error.is_disk_full() => {
+                tracing::warn!(group = self.group, %error, "no room to put compacted segments into place; trying again later");
+                false
+            }
+            Err(error) => {
+                self.quarantine(format!("compacted segments cannot be put into place: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Drops sealed segments whose records are all below the start of the log, or in the compacted part.
     pub(crate) fn drop_prefix(&mut self) -> Result<(), StorageError> {
         if self.state_unsaved {
             self.insist(|core| core.files.store_state(&core.state))?;
@@ -415,8 +439,11 @@ impl Core {
         let applied = self.raw.raft.raft_log.applied.max(self.state.applied_index);
         let segments = self.log.segments();
         let sealed = &segments[..segments.len().saturating_sub(1)];
-        let condemned =
-            sealed.iter().take_while(|s| s.end_offset <= log_start && s.end_index <= applied + 1);
+        let compacted_to = self.compacted.end().map_or(0, |end| end.first_index);
+        let condemned = sealed.iter().take_while(|s| {
+            let superfluous = s.end_offset <= log_start || s.end_index <= compacted_to;
+            superfluous && s.end_index <= applied + 1
+        });
         let Some(last) = condemned.last() else { return Ok(()) };
         let first = last.end_index;
         if let Derived::Partition(_) = &self.derived {
@@ -475,7 +502,7 @@ impl Core {
     /// it, and `open` finishes an installation that a crash interrupts after that. Answers the index it stands at; `None` if it
     /// cannot be used and the replica is quarantined.
     fn install(&mut self, snapshot: &Snapshot) -> Result<Option<u64>, StorageError> {
-        let checkpoint = match decode_snapshot(snapshot) {
+        let mut checkpoint = match decode_snapshot(snapshot) {
             Ok(checkpoint) => checkpoint,
             Err(why) => {
                 self.quarantine(why);
@@ -483,7 +510,19 @@ impl Core {
             }
         };
         tracing::info!(group = self.group, index = checkpoint.index, "installing a snapshot");
+        // Its segments are in place before the log is reset; `open` finds the checkpoint and finishes that, too.
+        let compacted = checkpoint.compacted.take();
         self.insist(|core| core.files.store_checkpoint(&checkpoint))?;
+        match (compacted, self.received.take()) {
+            (Some(_), Some(mut staged)) => {
+                self.insist(|core| core.compacted.install(&mut staged))?;
+            }
+            (None, _) => {}
+            (Some(_), None) => {
+                self.quarantine("a snapshot came without its compacted segments".into());
+                return Ok(None);
+            }
+        }
         let start = LogStart {
             first_index: checkpoint.index + 1,
             prev_term: checkpoint.term,

@@ -66,6 +66,7 @@ impl World {
             retention_bytes: [None, Some(3 * segment_bytes)][random.random_range(0..2)],
             segment_bytes,
             segment_ms: [None, Some(15_000)][random.random_range(0..2)],
+            ..PartitionSettings::default()
         };
         let setting = Setting { kind, nodes, partition, plant: faults.plant };
         let machines = (1..=nodes).map(|node| (node, Machine::new(node, random.random())));

@@ -66,7 +66,7 @@ struct World {
 
 fn open(disk: &Arc<dyn Disk>) -> (Log, Compacted) {
     let (mut log, _) = Log::open(Arc::clone(disk), Path::new(DIR), options(), 0).unwrap();
-    let part = Compacted::open(Arc::clone(disk), Path::new(DIR)).unwrap();
+    let part = Compacted::open(Arc::clone(disk), Path::new(DIR), OpenSealed::default()).unwrap();
     if let Some(end) = part.end() {
         assert!(log.first_index() <= end.first_index, "the log never begins behind the part");
         if log.last_index() + 1 == end.first_index {
@@ -84,7 +84,8 @@ impl World {
         let sim = SimDisk::new(seed);
         let disk: Arc<dyn Disk> = Arc::new(sim.clone());
         let log = Log::create(Arc::clone(&disk), Path::new(DIR), START, options()).unwrap();
-        let part = Compacted::open(Arc::clone(&disk), Path::new(DIR)).unwrap();
+        let part =
+            Compacted::open(Arc::clone(&disk), Path::new(DIR), OpenSealed::default()).unwrap();
         Self { sim, disk, log, part, all: BTreeMap::new() }
     }
 
@@ -278,10 +279,15 @@ fn a_missing_short_or_foreign_file_is_corrupt_and_a_flipped_bit_is_found() {
         "the checksum of the whole file says so"
     );
     flipped.sim.flip(&path, 3, 1).unwrap();
-    assert!(Compacted::open(Arc::clone(&flipped.disk), Path::new(DIR)).unwrap_err().is_corrupt());
+    assert!(
+        Compacted::open(Arc::clone(&flipped.disk), Path::new(DIR), OpenSealed::default())
+            .unwrap_err()
+            .is_corrupt()
+    );
     let missing = compacted_world();
     missing.disk.remove_file(&path).unwrap();
-    let error = Compacted::open(Arc::clone(&missing.disk), Path::new(DIR)).unwrap_err();
+    let error = Compacted::open(Arc::clone(&missing.disk), Path::new(DIR), OpenSealed::default())
+        .unwrap_err();
     assert!(error.is_corrupt() && error.to_string().contains("missing"), "{error}");
 }
 

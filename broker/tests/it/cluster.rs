@@ -1,6 +1,7 @@
 //! Three nodes in one process: calls that any node takes, redirects, and leaders that move.
 
 mod behind_retention;
+mod compaction;
 mod dedup;
 mod directories;
 mod durability;

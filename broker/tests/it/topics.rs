@@ -103,7 +103,7 @@ async fn configuration_is_changed_key_by_key() {
     for (wrong, mentioned) in [
         (update(&[("retention.hours", "1")], &[]), "retention.hours"),
         (update(&[("segment.bytes", "7")], &[]), "1048576"),
-        (update(&[("cleanup.policy", "compact")], &[]), "later version"),
+        (update(&[("cleanup.policy", "compact")], &[]), "create another topic"),
         (update(&[], &["nonsense"]), "nonsense"),
         (update(&[("segment.ms", "5000")], &["segment.ms"]), "at once"),
     ] {

@@ -1,9 +1,10 @@
 //! Integration tests of the client, in one binary.
 //!
 //! `fake` is a broker reduced to what the wire contract promises, with faults on demand; `produce` and `consume` hold the client
-//! to what it promises over it. `real` does so over brokers in this process.
+//! to what it promises over it. `real` does so over brokers in this process, `compacted` for a compacted topic.
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
+mod compacted;
 mod consume;
 mod fake;
 mod fake_streams;

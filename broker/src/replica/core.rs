@@ -15,6 +15,8 @@ mod propose;
 mod ready;
 mod rebuild;
 #[cfg(test)]
+mod reopen_tests;
+#[cfg(test)]
 mod test_access;
 mod waiters;
 

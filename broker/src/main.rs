@@ -73,6 +73,9 @@ fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    if let Err(error) = highwater_storage::exit_on_read_fault() {
+        tracing::warn!(%error, "a failed read of a log will end this process without a word");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(EXIT_FAULT, &format!("cannot start the runtime: {error}")),

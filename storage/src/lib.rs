@@ -26,5 +26,6 @@ pub use log::{
     OpenSealed, RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool,
     StagedCompaction, StoredEntry, SyncPoint, Wanted, sync_group,
 };
+pub use mapping::exit_on_read_fault;
 pub use reserve::DiskReserve;
 pub use small_file::{read_small_file, write_small_file};

@@ -1,5 +1,6 @@
 //! Three nodes in one process: calls that any node takes, redirects, and leaders that move.
 
+mod bad_disk;
 mod behind_retention;
 mod compaction;
 mod dedup;

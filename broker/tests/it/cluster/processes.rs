@@ -31,6 +31,7 @@ pub(crate) fn broker_command() -> Command {
 /// One node as a process.
 pub(crate) struct Process {
     child: Option<Child>,
+    pub(crate) data_dir: PathBuf,
     log: PathBuf,
     flags: Vec<String>,
     pub(crate) client_address: String,
@@ -49,7 +50,7 @@ impl Process {
             format!("--http-listen={http_address}"),
         ];
         let flags = flags.into_iter().chain(more.iter().cloned()).collect();
-        Self { child: None, log, flags, client_address, http_address }
+        Self { child: None, data_dir, log, flags, client_address, http_address }
     }
 
     pub(crate) fn run(&mut self) {

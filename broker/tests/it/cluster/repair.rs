@@ -11,7 +11,7 @@ use crate::harness::*;
 /// Four of these make more than a segment.
 const VALUE_BYTES: usize = 300 << 10;
 
-fn segments(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -22,14 +22,14 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Flips one byte, as a disk might.
-fn rot(path: &Path, at: u64) {
+pub(super) fn rot(path: &Path, at: u64) {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
 }
 
-fn was_repaired(dir: &Path) -> bool {
+pub(super) fn was_repaired(dir: &Path) -> bool {
     std::fs::read_dir(dir.join("damaged")).is_ok_and(|mut files| files.next().is_some())
 }
 

@@ -9,7 +9,8 @@
 //
 // Environment: POWER_LOSS_ROOT, the data directory, absolute, as the broker names it. POWER_LOSS_LOG, the log, which must not
 // be below the root. While POWER_LOSS_LOG.eio exists, every sync fails with EIO and promises nothing. POWER_LOSS_SYNC_MS is added
-// to the time that each sync takes, so that more is on its way when the power goes.
+// to the time that each sync takes, so that more is on its way when the power goes; while POWER_LOSS_LOG.slow exists,
+// POWER_LOSS_SLOW_MS is.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -80,8 +81,10 @@ struct record {
 static char root[PATH_BYTES];
 static size_t root_length;
 static char eio_path[PATH_BYTES];
+static char slow_path[PATH_BYTES];
 static int log_fd = -1;
 static struct timespec sync_time;
+static struct timespec slow_time;
 // Everything below is guarded by the lock.
 static int lock_word;
 static unsigned char tracked[FD_MAX];
@@ -294,7 +297,8 @@ static long on_sync(long number, const long *a) {
     lock();
     uint64_t covered = records;
     unlock();
-    CALL(SYS_nanosleep, &sync_time, 0);
+    int slow = CALL(SYS_newfstatat, AT_FDCWD, slow_path, &unused, 0) == 0;
+    CALL(SYS_nanosleep, slow ? &slow_time : &sync_time, 0);
     long result = CALL(number, fd);
     if (result == 0) {
         lock();
@@ -420,18 +424,25 @@ static void install_filter(void) {
     }
 }
 
+static struct timespec time_from(const char *name) {
+    const char *text = getenv(name);
+    long ms = text ? strtol(text, NULL, 10) : 0;
+    return (struct timespec){ms / 1000, ms % 1000 * 1000000};
+}
+
 __attribute__((constructor)) static void begin(void) {
     const char *where = getenv("POWER_LOSS_ROOT"), *log = getenv("POWER_LOSS_LOG");
-    if (!where || !log || where[0] != '/' || strlen(where) >= PATH_BYTES || strlen(log) + 5 >= PATH_BYTES) {
+    if (!where || !log || where[0] != '/' || strlen(where) >= PATH_BYTES || strlen(log) + 6 >= PATH_BYTES) {
         fail("power-loss shim: POWER_LOSS_ROOT and POWER_LOSS_LOG are needed\n");
     }
-    const char *ms = getenv("POWER_LOSS_SYNC_MS");
-    long sync_ms = ms ? strtol(ms, NULL, 10) : 0;
-    sync_time = (struct timespec){sync_ms / 1000, sync_ms % 1000 * 1000000};
+    sync_time = time_from("POWER_LOSS_SYNC_MS");
+    slow_time = time_from("POWER_LOSS_SLOW_MS");
     strcpy(root, where);
     root_length = strlen(root);
     strcpy(eio_path, log);
     strcat(eio_path, ".eio");
+    strcpy(slow_path, log);
+    strcat(slow_path, ".slow");
     long fd = CALL(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
     if (fd < 0) fail("power-loss shim: cannot open the log\n");
     // Out of the way of the numbers that the broker gets.

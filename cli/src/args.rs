@@ -274,8 +274,28 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         out: Out,
     },
-    /// Move a replica (a later version).
-    Move(Later),
+    /// Give a partition other nodes; its data moves in the background.
+    Move {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        #[arg(short = 'p', long)]
+        partition: u32,
+        /// Ids of the nodes that are to hold a replica, the preferred leader first.
+        #[arg(long, value_name = "NODE,...", value_delimiter = ',', required = true)]
+        to: Vec<u64>,
+    },
+    /// Put a new replica in the place of one that has lost its data; what is left of the old one is set aside.
+    ReplaceReplica {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        #[arg(short = 'p', long)]
+        partition: u32,
+        /// Id of the node whose replica is to be replaced.
+        #[arg(long, value_name = "NODE")]
+        node: u64,
+    },
     /// Add a node (a later version).
     AddNode(Later),
     /// Remove a node (a later version).

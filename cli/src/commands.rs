@@ -113,7 +113,12 @@ async fn run_cluster(session: &Session, verb: Cluster) -> Result<(), Failure> {
         Cluster::TransferLeader { topic, partition, to, out } => {
             cluster::transfer_leader(session, &topic, partition, to, out).await
         }
-        Cluster::Move(_) => Err(Failure::later("'cluster move'")),
+        Cluster::Move { topic, partition, to } => {
+            cluster::move_partition(session, &topic, partition, &to).await
+        }
+        Cluster::ReplaceReplica { topic, partition, node } => {
+            cluster::replace_replica(session, &topic, partition, node).await
+        }
         Cluster::AddNode(_) => Err(Failure::later("'cluster add-node'")),
         Cluster::RemoveNode(_) => Err(Failure::later("'cluster remove-node'")),
         Cluster::Rebalance(_) => Err(Failure::later("'cluster rebalance'")),

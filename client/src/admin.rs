@@ -214,6 +214,28 @@ impl Admin {
         Ok(answer.leader)
     }
 
+    /// Gives a partition other nodes, the preferred leader first; returns once that is decided, and it is carried out in the
+    /// background. Replicas on `replace` have lost their data: new ones take their place. No nodes means those that hold one now.
+    pub async fn reassign_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+        node_ids: &[u64],
+        replace_node_ids: &[u64],
+    ) -> Result<(), AdminError> {
+        let request = v1::ReassignPartitionRequest {
+            topic: topic.to_owned(),
+            partition,
+            node_ids: node_ids.to_vec(),
+            replace_node_ids: replace_node_ids.to_vec(),
+        };
+        self.call(Repeat::UnlessItMayHaveHappened, request, async |channel, request| {
+            cluster_service(channel).reassign_partition(request).await
+        })
+        .await
+        .map(drop)
+    }
+
     /// Reads once from a partition. Any node takes it; for more than a look, subscribe.
     pub async fn fetch(
         &self,

@@ -101,7 +101,7 @@ impl PeerEvents for Node {
             self.inner.leadership.learn(leader.group_id, from, leader.term);
         }
         if !batch.messages.is_empty() || !batch.appended.is_empty() {
-            self.inner.engine.deliver(batch);
+            self.inner.engine.deliver(from, batch);
         }
     }
 

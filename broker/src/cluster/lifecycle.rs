@@ -113,6 +113,7 @@ impl Node {
             boots: Mutex::default(),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
             unusable: Mutex::default(),
+            repairing: Mutex::default(),
             registered: AtomicBool::new(false),
             misconfigured: AtomicBool::new(false),
             cancel: CancellationToken::new(),
@@ -139,6 +140,7 @@ impl Node {
         tasks.spawn(self.clone().join_loop());
         tasks.spawn(self.clone().repair_loop());
         tasks.spawn(self.clone().pull_loop(pulls));
+        tasks.spawn(self.clone().move_loop());
     }
 
     /// Without seeds: a cluster of one, at once.
@@ -239,6 +241,7 @@ impl Node {
             topic_id: String::new(),
             partition: 0,
             preferred: voters.first_key_value().is_some_and(|(first, _)| first == replica),
+            is_founding: true,
             voters: voters.clone(),
             learners: learners.clone(),
             image: Metadata::founded(&founding).to_image().encode_to_vec().into(),

@@ -29,6 +29,8 @@ pub(crate) struct Metadata {
     pub(crate) feature_level: u32,
     pub(crate) nodes: BTreeMap<NodeId, NodeImage>,
     pub(crate) topics: BTreeMap<String, Arc<TopicView>>,
+    /// Groups with a target: derived from `topics`.
+    pub(crate) moving: BTreeSet<GroupId>,
     pub(crate) deleted_topic_ids: BTreeSet<String>,
     pub(crate) next_group_id: GroupId,
     pub(crate) next_replica_id: ReplicaId,
@@ -91,6 +93,8 @@ impl Metadata {
                 self.next_producer_id += i64::from(lease.count.max(1));
                 MetadataOutcome { first_producer_id, ..MetadataOutcome::default() }
             }
+            Some(Command::ReassignPartition(reassign)) => self.reassign(reassign),
+            Some(Command::FinishReassignment(finish)) => self.finish_reassignment(finish),
             None => refused("INVALID_ARGUMENT", "a command that this version does not know"),
         }
     }
@@ -116,7 +120,7 @@ impl Metadata {
                 replicas.push((self.next_replica_id, *node));
                 self.next_replica_id += 1;
             }
-            partitions.push(PartitionView { group, replicas });
+            partitions.push(PartitionView { group, replicas, ..PartitionView::default() });
         }
         let topic = TopicView {
             name: create.name.clone(),
@@ -143,12 +147,97 @@ impl Metadata {
     fn delete_topic(&mut self, delete: &internal::DeleteTopic) -> MetadataOutcome {
         let is_it = self.topics.get(&delete.name).is_some_and(|topic| topic.id == delete.id);
         if is_it {
-            self.topics.remove(&delete.name);
+            let gone = self.topics.remove(&delete.name);
+            for partition in gone.iter().flat_map(|topic| &topic.partitions) {
+                self.moving.remove(&partition.group);
+            }
             self.deleted_topic_ids.insert(delete.id.clone());
         } else if !self.deleted_topic_ids.contains(&delete.id) {
             return unknown_topic(&delete.name);
         }
         MetadataOutcome::default()
+    }
+
+    fn reassign(&mut self, reassign: &internal::ReassignPartition) -> MetadataOutcome {
+        let nodes = &reassign.node_ids;
+        let distinct: BTreeSet<NodeId> = nodes.iter().copied().collect();
+        if nodes.is_empty() || distinct.len() != nodes.len() {
+            return refused(
+                "INVALID_ARGUMENT",
+                "the nodes of a partition are at least one, each once",
+            );
+        }
+        if let Some(node) = nodes.iter().find(|node| !self.nodes.contains_key(node)) {
+            return refused("INVALID_ARGUMENT", &format!("node {node} is not in the cluster"));
+        }
+        let mut next_replica_id = self.next_replica_id;
+        let Some(partition) = self.partition_mut(reassign.group_id) else {
+            return unknown_group(reassign.group_id);
+        };
+        if partition.reassignments != reassign.reassignments {
+            return refused(
+                "STALE_REASSIGNMENT",
+                "the partition was reassigned by somebody else meanwhile; look again",
+            );
+        }
+        let kept = |node: NodeId| match reassign.replace_node_ids.contains(&node) {
+            true => None,
+            false => partition.assigned_to(node),
+        };
+        let first_new = next_replica_id;
+        let mut target = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let id = kept(*node).unwrap_or_else(|| {
+                next_replica_id += 1;
+                next_replica_id - 1
+            });
+            target.push((id, *node));
+        }
+        partition.reassignments += 1;
+        if partition.joined_from == 0 {
+            partition.joined_from = first_new;
+        }
+        let group = partition.group;
+        let given_up = std::mem::replace(&mut partition.target, target);
+        partition.leaving.extend(given_up);
+        let PartitionView { replicas, target, leaving, .. } = partition;
+        leaving.retain(|(id, _)| !replicas.iter().chain(&*target).any(|(other, _)| other == id));
+        self.next_replica_id = next_replica_id;
+        self.moving.insert(group);
+        MetadataOutcome::default()
+    }
+
+    fn finish_reassignment(&mut self, finish: &internal::FinishReassignment) -> MetadataOutcome {
+        let Some(partition) = self.partition_mut(finish.group_id) else {
+            return unknown_group(finish.group_id);
+        };
+        if partition.reassignments != finish.reassignments {
+            return refused("STALE_REASSIGNMENT", "the partition has another target by now");
+        }
+        if partition.target.is_empty() {
+            // Told twice.
+            return MetadataOutcome::default();
+        }
+        let before =
+            std::mem::replace(&mut partition.replicas, std::mem::take(&mut partition.target));
+        let leaving = std::mem::take(&mut partition.leaving);
+        let is_kept = |id: &ReplicaId| partition.replicas.iter().any(|(kept, _)| kept == id);
+        let gone = before.into_iter().chain(leaving).map(|(id, _)| id).filter(|id| !is_kept(id));
+        partition.removed.extend(gone);
+        self.moving.remove(&finish.group_id);
+        MetadataOutcome::default()
+    }
+
+    fn partition_mut(&mut self, group: GroupId) -> Option<&mut PartitionView> {
+        let holds = |topic: &&mut Arc<TopicView>| topic.partitions.iter().any(|p| p.group == group);
+        let topic = Arc::make_mut(self.topics.values_mut().find(holds)?);
+        topic.partitions.iter_mut().find(|partition| partition.group == group)
+    }
+
+    /// A partition by its group.
+    pub(crate) fn partition(&self, group: GroupId) -> Option<&PartitionView> {
+        let mut all = self.topics.values().flat_map(|topic| &topic.partitions);
+        all.find(|partition| partition.group == group)
     }
 
     fn node_started(&mut self, started: &internal::NodeStarted) -> MetadataOutcome {
@@ -226,11 +315,16 @@ impl Metadata {
                 TopicView { name: topic.name, id: topic.id, partitions, config: topic.config };
             (view.name.clone(), Arc::new(view))
         };
+        let topics: BTreeMap<String, Arc<TopicView>> =
+            image.topics.into_iter().map(topic).collect();
+        let partitions = topics.values().flat_map(|topic| &topic.partitions);
+        let moving = partitions.filter(|p| !p.target.is_empty()).map(|p| p.group).collect();
         Self {
             cluster_id: image.cluster_id,
             feature_level: image.feature_level,
             nodes: image.nodes.into_iter().map(|node| (node.id, node)).collect(),
-            topics: image.topics.into_iter().map(topic).collect(),
+            topics,
+            moving,
             deleted_topic_ids: image.deleted_topic_ids.into_iter().collect(),
             next_group_id: image.next_group_id,
             next_replica_id: image.next_replica_id,
@@ -241,19 +335,41 @@ impl Metadata {
 }
 
 fn partition_image(partition: &PartitionView) -> PartitionImage {
-    let replica = |(replica_id, node_id): &(ReplicaId, NodeId)| ReplicaImage {
-        replica_id: *replica_id,
-        node_id: *node_id,
+    let images = |replicas: &[(ReplicaId, NodeId)]| {
+        let image = |(replica_id, node_id): &(ReplicaId, NodeId)| ReplicaImage {
+            replica_id: *replica_id,
+            node_id: *node_id,
+        };
+        replicas.iter().map(image).collect()
     };
     PartitionImage {
         group_id: partition.group,
-        replicas: partition.replicas.iter().map(replica).collect(),
+        replicas: images(&partition.replicas),
+        target: images(&partition.target),
+        leaving: images(&partition.leaving),
+        removed_replica_ids: partition.removed.clone(),
+        joined_from: partition.joined_from,
+        reassignments: partition.reassignments,
     }
 }
 
-fn partition_view(partition: &PartitionImage) -> PartitionView {
-    let replicas = partition.replicas.iter().map(|r| (r.replica_id, r.node_id)).collect();
-    PartitionView { group: partition.group_id, replicas }
+fn partition_view(image: &PartitionImage) -> PartitionView {
+    let replicas = |images: &[ReplicaImage]| {
+        images.iter().map(|image| (image.replica_id, image.node_id)).collect()
+    };
+    PartitionView {
+        group: image.group_id,
+        replicas: replicas(&image.replicas),
+        target: replicas(&image.target),
+        leaving: replicas(&image.leaving),
+        removed: image.removed_replica_ids.clone(),
+        joined_from: image.joined_from,
+        reassignments: image.reassignments,
+    }
+}
+
+fn unknown_group(group: GroupId) -> MetadataOutcome {
+    refused("INVALID_ARGUMENT", &format!("group {group} belongs to no partition"))
 }
 
 fn refused(reason: &str, message: &str) -> MetadataOutcome {
@@ -399,10 +515,66 @@ mod tests {
         assert_eq!(apply(&mut machine, 8, started("incarnation-2", 2)).reason, "OLD_COPY");
     }
 
+    fn reassign(nodes: &[u64], replace: &[u64], reassignments: u64) -> Command {
+        Command::ReassignPartition(internal::ReassignPartition {
+            group_id: 1,
+            node_ids: nodes.to_vec(),
+            replace_node_ids: replace.to_vec(),
+            reassignments,
+        })
+    }
+
+    fn finish(reassignments: u64) -> Command {
+        Command::FinishReassignment(internal::FinishReassignment { group_id: 1, reassignments })
+    }
+
+    #[test]
+    fn a_reassigned_partition_keeps_replicas_where_they_are_and_gives_new_ones_new_ids() {
+        let mut machine = machine();
+        apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
+        let founded = machine.state.topics["a"].partitions[0].clone();
+        let [first, second, third] = [0, 1, 2].map(|at| founded.replicas[at].0);
+        assert!(founded.is_founding(third));
+        assert_eq!(apply(&mut machine, 7, reassign(&[4, 1, 2], &[], 0)).reason, "");
+        let moving = machine.state.topics["a"].partitions[0].clone();
+        assert_eq!(moving.target, [(third + 1, 4), (first, 1), (second, 2)]);
+        assert_eq!((moving.assigned_to(3), moving.assigned_to(4)), (Some(third), Some(third + 1)));
+        assert!(moving.is_founding(third) && !moving.is_founding(third + 1));
+        assert!(moving.removed.is_empty(), "nothing may go before the members have changed");
+        assert_eq!(apply(&mut machine, 8, finish(0)).reason, "STALE_REASSIGNMENT");
+        assert_eq!(apply(&mut machine, 9, finish(1)).reason, "");
+        assert_eq!(apply(&mut machine, 10, finish(1)).reason, "", "told twice");
+        let moved = machine.state.topics["a"].partitions[0].clone();
+        assert_eq!((moved.replicas, moved.removed), (moving.target, vec![third]));
+        assert_eq!(apply(&mut machine, 11, reassign(&[1], &[], 0)).reason, "STALE_REASSIGNMENT");
+        assert_eq!(apply(&mut machine, 12, reassign(&[1, 1], &[], 1)).reason, "INVALID_ARGUMENT");
+        assert_eq!(apply(&mut machine, 13, reassign(&[99], &[], 1)).reason, "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn a_replica_is_replaced_in_place_and_a_target_given_up_leaves_no_replica_behind() {
+        let mut machine = machine();
+        apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
+        let lost = machine.state.topics["a"].partitions[0].replicas[2].0;
+        assert_eq!(apply(&mut machine, 7, reassign(&[1, 2, 3], &[3], 0)).reason, "");
+        let first_try = machine.state.topics["a"].partitions[0].assigned_to(3).unwrap();
+        assert!(first_try > lost);
+        assert_eq!(apply(&mut machine, 8, reassign(&[1, 2, 3], &[3], 1)).reason, "");
+        let partition = machine.state.topics["a"].partitions[0].clone();
+        assert!(partition.assigned_to(3).unwrap() > first_try);
+        assert_eq!(partition.leaving, [(first_try, 3)]);
+        assert_eq!(apply(&mut machine, 9, finish(2)).reason, "");
+        let partition = &machine.state.topics["a"].partitions[0];
+        assert_eq!(partition.removed, [lost, first_try]);
+        assert!(partition.target.is_empty() && partition.leaving.is_empty());
+    }
+
     #[test]
     fn an_image_restores_the_same_state() {
         let mut machine = machine();
         apply(&mut machine, 6, create("a", "id-1", &[1, 2, 3]));
+        apply(&mut machine, 6, reassign(&[1, 2, 4], &[2], 0));
+        apply(&mut machine, 6, reassign(&[1, 5], &[], 1));
         let lease = Command::LeaseProducerIds(internal::LeaseProducerIds { node_id: 1, count: 10 });
         assert_eq!(apply(&mut machine, 7, lease).first_producer_id, 1);
         let image = machine.image();

@@ -9,6 +9,7 @@ mod founding;
 mod leadership;
 mod lifecycle;
 mod metadata;
+mod mover;
 mod node;
 mod options;
 pub mod peer;

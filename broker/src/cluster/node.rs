@@ -3,7 +3,7 @@
 //! Owns: the facade over metadata, routing and the replicas on this node. Never: gRPC. The other files of this folder
 //! add to [`Node`]: `lifecycle` starts and stops it, `commands` changes metadata, `events` hears from peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub(super) struct Inner {
     pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
     /// Replicas that are on disk here and cannot be used, and why.
     pub(super) unusable: Mutex<BTreeMap<GroupId, OutOfService>>,
+    /// Groups whose directories a repair is working in.
+    pub(super) repairing: Mutex<BTreeSet<GroupId>>,
     /// The metadata group knows of this start of the node.
     pub(super) registered: AtomicBool,
     /// The fault is one of the configuration, not of the machine.

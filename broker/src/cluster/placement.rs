@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::NodeId;
 use super::view::TopicView;
-use super::{NodeId, ReplicaId};
 
 /// How loaded a node is: (leaders, replicas).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,11 +91,6 @@ fn count(loads: &mut BTreeMap<NodeId, Load>, node: NodeId, leads: bool) {
     }
 }
 
-/// The replica of a partition that lives on a node.
-pub(crate) fn replica_on(replicas: &[(ReplicaId, NodeId)], node: NodeId) -> Option<ReplicaId> {
-    replicas.iter().find(|(_, on)| *on == node).map(|(id, _)| *id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +141,7 @@ mod tests {
         let partition = |nodes: &[u64]| super::super::PartitionView {
             group: 1,
             replicas: nodes.iter().map(|node| (*node, *node)).collect(),
+            ..Default::default()
         };
         let first = TopicView {
             name: "a".into(),

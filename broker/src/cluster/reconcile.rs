@@ -1,19 +1,22 @@
 //! Makes the replicas on this node what the metadata says.
 //!
 //! Owns: creating, opening, configuring and removing replicas. Never: deletes data because metadata does not mention it; only the
-//! recorded deletion of a topic authorises that.
+//! recorded deletion of a topic or removal of a replica authorises that.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::metadata::Metadata;
 use super::node::Node;
-use super::placement::replica_on;
 use super::repair::OutOfService;
 use super::topic_config::TopicConfig;
 use super::view::{PartitionView, TopicView};
 use super::{GroupId, METADATA_GROUP};
 use crate::open_files;
 use crate::replica::{NewReplica, PartitionSettings, ReplicaError};
+
+/// Pause between two looks at whether a repair has let go of a directory.
+const REPAIR_PAUSE: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Runs until the node stops: once for each change of the metadata.
@@ -30,6 +33,7 @@ impl Node {
     }
 
     async fn reconcile(&self, metadata: Arc<Metadata>) {
+        self.clear_superseded(&metadata).await;
         let node = self.clone();
         let state = Arc::clone(&metadata);
         // Opening files blocks: not on the runtime's threads.
@@ -49,11 +53,57 @@ impl Node {
             tracing::error!("reconciling replicas failed; this is a defect");
         }
         for group in self.condemned(&metadata) {
-            tracing::info!(group, "deleting the data of a deleted topic");
+            tracing::info!(group, "deleting the data of a deleted topic or a removed replica");
             self.inner.leadership.forget(group);
             if let Err(error) = self.inner.engine.remove(group).await {
-                tracing::warn!(group, %error, "data of a deleted topic could not be removed; trying again at the next change");
+                tracing::warn!(group, %error, "data could not be removed; trying again at the next change");
             }
+            self.inner.unusable.lock().remove(&group);
+        }
+    }
+
+    /// Makes room for replicas that come in the place of older ones on this node.
+    async fn clear_superseded(&self, metadata: &Metadata) {
+        // Only partitions that were ever reassigned can have such.
+        let partitions = metadata.topics.values().flat_map(|topic| &topic.partitions);
+        for partition in partitions.filter(|partition| partition.joined_from != 0) {
+            let group = partition.group;
+            let Some(assigned) = partition.assigned_to(self.id()) else { continue };
+            if partition.is_founding(assigned) {
+                continue;
+            }
+            let engine = self.inner.engine.clone();
+            if self.off_thread(move || engine.is_superseded(group, assigned)).await {
+                self.clear(partition).await;
+            } else if self.inner.engine.get(group).is_none()
+                && self.inner.engine.has_nothing_of(group)
+            {
+                // Its directory is gone; what stood in the way of an older replica is not in the way of a new one.
+                self.inner.unusable.lock().remove(&group);
+            }
+        }
+    }
+
+    async fn clear(&self, partition: &PartitionView) {
+        let group = partition.group;
+        while self.inner.repairing.lock().contains(&group) {
+            tokio::time::sleep(REPAIR_PAUSE).await;
+        }
+        let older = self.inner.engine.replica_of(group).ok().flatten();
+        let was_removed = older.is_some_and(|older| partition.removed.contains(&older));
+        self.inner.leadership.forget(group);
+        let outcome = if was_removed {
+            self.inner.engine.remove(group).await
+        } else {
+            self.inner.engine.set_aside(group).await.map(|to| {
+                tracing::warn!(group, to = %to.display(), "a replica is replaced; its data is set aside");
+            })
+        };
+        match outcome {
+            Ok(()) => {
+                self.inner.unusable.lock().remove(&group);
+            }
+            Err(error) => tracing::error!(group, %error, "an older replica cannot be moved away"),
         }
     }
 
@@ -64,7 +114,7 @@ impl Node {
         number: u32,
         partition: &PartitionView,
     ) -> Option<NewReplica> {
-        let replica = replica_on(&partition.replicas, self.id())?;
+        let replica = partition.assigned_to(self.id())?;
         let group = partition.group;
         let settings = partition_settings(&TopicConfig::read(&topic.config));
         if self.inner.engine.get(group).is_some() {
@@ -95,10 +145,15 @@ impl Node {
             replica,
             topic_id: topic.id.clone(),
             partition: number,
-            voters: partition.replicas.iter().copied().collect(),
+            // Once members may have changed, they come with a snapshot.
+            voters: match partition.joined_from {
+                0 => partition.replicas.iter().copied().collect(),
+                _ => Default::default(),
+            },
             learners: Default::default(),
             image: Default::default(),
             preferred: partition.replicas.first().is_some_and(|(_, on)| *on == self.id()),
+            is_founding: partition.is_founding(replica),
             settings,
         };
         Ok(self.inner.engine.open(group, settings, None)?.is_none().then(new))
@@ -128,7 +183,7 @@ impl Node {
         let Some((topic, number, partition)) = place else {
             return self.inner.engine.open(group, PartitionSettings::default(), None).map(drop);
         };
-        let Some(replica) = replica_on(&partition.replicas, self.id()) else { return Ok(()) };
+        let Some(replica) = partition.assigned_to(self.id()) else { return Ok(()) };
         let settings = partition_settings(&TopicConfig::read(&topic.config));
         match self.open_or_missing(topic, number, partition, replica, settings)? {
             None => Ok(()),
@@ -177,7 +232,19 @@ impl Node {
                 Ok(None) => false,
                 Err(_) => false,
             })
+            .chain(self.removed_here(metadata))
             .collect()
+    }
+
+    /// Groups whose replica here was taken from the members by a committed change.
+    fn removed_here(&self, metadata: &Metadata) -> Vec<GroupId> {
+        let partitions = metadata.topics.values().flat_map(|topic| &topic.partitions);
+        let touched = partitions.filter(|partition| !partition.removed.is_empty());
+        let is_removed = |partition: &&PartitionView| {
+            let here = self.inner.engine.replica_of(partition.group);
+            here.ok().flatten().is_some_and(|replica| partition.removed.contains(&replica))
+        };
+        touched.filter(is_removed).map(|partition| partition.group).collect()
     }
 }
 

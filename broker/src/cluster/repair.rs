@@ -14,7 +14,7 @@ use highwater_storage::{EntryMeta, Gap, Repair, StorageError, StoredEntry};
 use tokio::sync::Semaphore;
 
 use super::node::Node;
-use super::{GroupId, NodeId};
+use super::{GroupId, METADATA_GROUP, NodeId};
 use crate::error::BrokerError;
 use crate::replica::{Quarantine, ReplicaError};
 
@@ -61,7 +61,7 @@ impl Node {
     /// Runs until the node stops: repairs what is damaged, a few replicas at a time.
     pub(super) async fn repair_loop(self) {
         let slots = Semaphore::new(REPAIRS_MAX);
-        // Groups that are being repaired, or cannot be.
+        // Groups that are being repaired, or cannot be and wait for a replacement.
         let mut taken = BTreeSet::new();
         let mut repairs = FuturesUnordered::new();
         loop {
@@ -75,10 +75,8 @@ impl Node {
                         }
                     }
                 }
-                Some(repaired) = repairs.next() => {
-                    if let Some(group) = repaired {
-                        taken.remove(&group);
-                    }
+                Some(group) = repairs.next() => {
+                    taken.remove(&group);
                 }
             }
         }
@@ -100,17 +98,40 @@ impl Node {
         }
     }
 
-    /// Repairs a replica, however long that takes; answers its group unless it cannot be done.
-    async fn repair_until_done(&self, group: GroupId, slots: &Semaphore) -> Option<GroupId> {
+    /// Whether a newer replica is to come in this one's place: then it is left alone.
+    fn is_replaced(&self, group: GroupId) -> bool {
+        let metadata = self.inner.metadata.borrow().clone();
+        let Some(partition) = metadata.partition(group) else { return false };
+        let assigned = partition.assigned_to(self.inner.id);
+        let newer = assigned.filter(|assigned| !partition.is_founding(*assigned));
+        newer.is_some_and(|newer| self.inner.engine.is_superseded(group, newer))
+    }
+
+    /// Repairs a replica, however long that takes, unless it is replaced; answers its group.
+    async fn repair_until_done(&self, group: GroupId, slots: &Semaphore) -> GroupId {
         loop {
-            match self.repair(group, slots).await {
-                Ok(()) => return Some(group),
+            self.inner.repairing.lock().insert(group);
+            let outcome = match self.is_replaced(group) {
+                true => Ok(()),
+                false => self.repair(group, slots).await,
+            };
+            self.inner.repairing.lock().remove(&group);
+            match outcome {
+                Ok(()) => return group,
                 Err(Stuck::ForNow(why)) => self.wait_for_others(group, &why).await,
                 Err(Stuck::ForGood(why)) => {
                     tracing::error!(group, %why, "the replica cannot be repaired");
                     self.inner.deps.metrics.repaired(false, 0);
-                    self.note_repair(group, format!("not possible: {why}"));
-                    return None;
+                    let way_back = match group {
+                        METADATA_GROUP => "",
+                        _ => "; 'broker-cli cluster replace-replica' puts a new one in its place",
+                    };
+                    self.note_repair(group, format!("not possible: {why}{way_back}"));
+                    // Until it is replaced.
+                    while self.inner.unusable.lock().contains_key(&group) {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
+                    return group;
                 }
             }
         }
@@ -172,6 +193,9 @@ impl Node {
         };
         let mut entries = 0;
         while let Some(gap) = repair.gap() {
+            if self.is_replaced(group) {
+                return Ok(());
+            }
             let filled;
             (repair, filled) = self.fill(group, gap, repair).await;
             match filled {
@@ -263,7 +287,10 @@ impl Node {
         Ok(others.into_iter().filter_map(|node| Some((node, address(node)?))).collect())
     }
 
-    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(super) async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         match self.inner.deps.tasks.spawn_blocking(work).await {
             Ok(done) => done,
             // The runtime cancels it only when it ends, and then nobody waits here.

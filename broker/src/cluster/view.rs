@@ -51,12 +51,35 @@ pub struct TopicView {
 }
 
 /// A partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartitionView {
     /// Its Raft group.
     pub group: GroupId,
     /// Its replicas with their nodes; the first is the preferred leader.
     pub replicas: Vec<(ReplicaId, NodeId)>,
+    /// The replicas it is to have instead; empty while it is not being reassigned.
+    pub target: Vec<(ReplicaId, NodeId)>,
+    /// Replicas of targets that were given up: they may still be members.
+    pub leaving: Vec<(ReplicaId, NodeId)>,
+    /// Replicas that were members and are not any more: their data may go.
+    pub removed: Vec<ReplicaId>,
+    /// Replicas from this id on joined after the group was founded; 0 if it was never reassigned.
+    pub joined_from: ReplicaId,
+    /// Reassignments so far.
+    pub reassignments: u64,
+}
+
+impl PartitionView {
+    /// The replica that a node is to hold: of two the newer, which comes in the other's place.
+    pub fn assigned_to(&self, node: NodeId) -> Option<ReplicaId> {
+        let all = self.replicas.iter().chain(&self.target).chain(&self.leaving);
+        all.filter(|(_, on)| *on == node).map(|(id, _)| *id).max()
+    }
+
+    /// Whether a replica was there when the group was founded.
+    pub fn is_founding(&self, replica: ReplicaId) -> bool {
+        self.joined_from == 0 || replica < self.joined_from
+    }
 }
 
 /// Whether the node serves, and if not, why.

@@ -98,7 +98,7 @@ impl Engine {
         dir: &Path,
         new: &NewReplica,
     ) -> Result<(), ReplicaError> {
-        self.check_never_here(new)?;
+        self.check_is_new(new)?;
         let config = self.core_config(new.group, &new.settings, None);
         let config = CoreConfig { disk: Arc::clone(disk), dir: dir.to_owned(), ..config };
         Ok(Core::write_files(&config, Birth::from(new.clone()))?)

@@ -10,6 +10,9 @@
 mod full_disk_tests;
 #[cfg(test)]
 mod install_tests;
+mod members;
+#[cfg(test)]
+mod members_tests;
 mod open;
 mod propose;
 mod ready;
@@ -25,7 +28,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::batch::BatchHeader;
-use highwater_proto::internal::{AppendedAck, ReplicaCheckpoint, ReplicaState};
+use highwater_proto::internal::{AppendedAck, MembersChange, ReplicaCheckpoint, ReplicaState};
 use highwater_proto::v1::Acks;
 use highwater_storage::{
     Compacted, CompactedManifest, DiskReserve, HardState, Log, LogStart, StagedCompaction,
@@ -44,6 +47,7 @@ use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
 use super::convert;
 use super::envelope;
+use super::members::Follower;
 use super::partition_reader::PartitionReader;
 use super::producers::Producers;
 use super::raft_log::{RaftLog, decode_snapshot};
@@ -90,6 +94,8 @@ pub(crate) enum ProposalBody {
     Command(Bytes),
     /// Moves the start of the log; answered with the new start once applied.
     AdvanceLogStart(u64),
+    /// Changes the members; answered once applied.
+    Members(MembersChange),
 }
 
 /// What a call asks its driver to do, in this order: persist (in the background), send, answer.
@@ -223,6 +229,10 @@ pub(crate) struct Core {
     /// The applied index that the file `replica` holds.
     stored_applied: u64,
     broken: Option<Quarantine>,
+    /// Nodes of replicas that are newer than what is known here and have written.
+    strangers: BTreeMap<u64, u64>,
+    /// Nobody has asked for the members since they changed.
+    members_changed: bool,
 }
 
 impl Core {
@@ -263,6 +273,10 @@ impl Core {
     }
 
     fn campaign(&mut self) {
+        if !self.raw.raft.promotable() {
+            // One that knows no members yet would be elected by nobody at all.
+            return;
+        }
         if let Err(error) = self.raw.campaign() {
             tracing::debug!(group = self.group, %error, "campaign refused");
         }
@@ -354,9 +368,7 @@ impl Core {
         if message.to != self.replica {
             return Err(format!("for replica {}, this is {}", message.to, self.replica));
         }
-        if self.raw.raft.prs().get(message.from).is_none() {
-            return Err(format!("replica {} is not a member", message.from));
-        }
+        self.check_sender(message)?;
         let current = message.term >= self.raw.raft.term;
         match message.get_msg_type() {
             MessageType::MsgHeartbeat if current && message.commit > last_index => {
@@ -601,11 +613,16 @@ impl Core {
 
     /// Node of the leader, as far as known.
     pub(crate) fn leader_node(&self) -> Option<u64> {
-        self.state.nodes.get(&self.raw.raft.leader_id).copied()
+        self.node_of(self.raw.raft.leader_id)
     }
 
     pub(crate) fn nodes(&self) -> &BTreeMap<u64, u64> {
         &self.state.nodes
+    }
+
+    /// What the journal knows this replica's hard state by.
+    pub(crate) fn journal_key(&self) -> u64 {
+        journal_key(&self.state)
     }
 
     pub(crate) fn files(&self) -> &SmallFiles {
@@ -681,6 +698,8 @@ impl Core {
                 replica: *id,
                 lag_entries: last_index.saturating_sub(progress.matched),
                 in_sync: progress.matched >= self.committed_before[0],
+                caught_up: self.committed_before[0] > 0
+                    && progress.matched >= self.committed_before[0],
             })
             .collect();
         followers.sort_unstable_by_key(|follower| follower.replica);
@@ -688,10 +707,13 @@ impl Core {
     }
 }
 
-/// Another replica of the group, as its leader sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Follower {
-    pub(crate) replica: u64,
-    pub(crate) lag_entries: u64,
-    pub(crate) in_sync: bool,
+/// What the journal knows a replica's hard state by: a replica that joined later never inherits votes and terms of one that was here
+/// before it.
+pub(crate) fn journal_key(state: &ReplicaState) -> u64 {
+    if state.joined { joined_key(state.replica_id) } else { state.group_id }
+}
+
+/// The key of a replica that joined a group that existed.
+pub(crate) fn joined_key(replica: u64) -> u64 {
+    replica | 1 << 63
 }

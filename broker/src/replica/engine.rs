@@ -137,7 +137,7 @@ pub struct NewReplica {
     pub topic_id: String,
     /// Its partition's number.
     pub partition: u32,
-    /// All voters of the group with their nodes.
+    /// All voters of the group with their nodes. None, and no learners either: it joins a group that exists.
     pub voters: BTreeMap<u64, u64>,
     /// Replicas that follow without a vote, with their nodes.
     pub learners: BTreeMap<u64, u64>,
@@ -145,6 +145,8 @@ pub struct NewReplica {
     pub image: Bytes,
     /// It should lead first.
     pub preferred: bool,
+    /// It belonged to its group when that was founded, even if it comes later.
+    pub is_founding: bool,
     /// Its settings.
     pub settings: PartitionSettings,
 }
@@ -190,10 +192,10 @@ struct WorkerThread {
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
-struct Inner {
-    config: EngineConfig,
+pub(super) struct Inner {
+    pub(super) config: EngineConfig,
     workers: Vec<WorkerThread>,
-    journal: Arc<Mutex<HardStateJournal>>,
+    pub(super) journal: Arc<Mutex<HardStateJournal>>,
     replicas: RwLock<HashMap<u64, PartitionHandle>>,
     spares: SparePool,
     open_sealed: OpenSealed,
@@ -205,7 +207,7 @@ struct Inner {
 /// All replicas of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Engine {
@@ -312,7 +314,7 @@ impl Engine {
         machine: Option<Box<dyn StateMachine>>,
         settled: Option<&Arc<Settled>>,
     ) -> Result<Option<PartitionHandle>, ReplicaError> {
-        let saved = self.inner.journal.lock().get(group);
+        let saved = self.saved(group)?;
         let config = self.core_config(group, &settings, machine);
         let config = CoreConfig { settled: settled.cloned(), ..config };
         let core = Core::open(config, saved).map_err(ReplicaError::from).inspect_err(|error| {
@@ -330,22 +332,10 @@ impl Engine {
         new: NewReplica,
         machine: Option<Box<dyn StateMachine>>,
     ) -> Result<PartitionHandle, ReplicaError> {
-        self.check_never_here(&new)?;
+        self.check_is_new(&new)?;
         let config = self.core_config(new.group, &new.settings, machine);
         let settings = new.settings;
         Ok(self.add(Core::create(config, new.into())?, settings))
-    }
-
-    pub(super) fn check_never_here(&self, new: &NewReplica) -> Result<(), ReplicaError> {
-        if self.inner.journal.lock().get(new.group).is_some() {
-            // The journal remembers terms and votes of it. Begun anew, it would forget what it promised.
-            return Err(ReplicaError::State(format!(
-                "replica {} was in service here and its directory {} is gone; restore it, or have the cluster replace the replica",
-                new.replica,
-                self.group_dir(new.group).display()
-            )));
-        }
-        Ok(())
     }
 
     pub(super) fn core_config(
@@ -382,7 +372,7 @@ impl Engine {
             group,
             replica: core.replica(),
             node: self.inner.config.node,
-            nodes: core.nodes().clone(),
+            members: RwLock::new(Arc::new(core.members())),
             reader: core.partition_reader(),
             settings: Mutex::new(settings),
             settled: AtomicU64::new(core.settled_index()),
@@ -405,12 +395,6 @@ impl Engine {
         handle.inbox.push(Input::Add(Box::new(replica)));
         self.inner.replicas.write().insert(group, handle.clone());
         handle
-    }
-
-    /// The topic of a group that is on disk here.
-    pub fn topic_of(&self, group: u64) -> Result<Option<String>, StorageError> {
-        let files = SmallFiles::new(Arc::clone(&self.inner.config.disk), &self.group_dir(group));
-        Ok(files.load_state()?.map(|state| state.topic_id))
     }
 
     /// The replica of a group, if it is in service here.
@@ -451,33 +435,14 @@ impl Engine {
         let Some(state) = files.load_state()? else {
             return Err(ReplicaError::State(format!("{} holds no replica", dir.display())));
         };
-        let saved = self.inner.journal.lock().get(group).unwrap_or_default();
+        let saved = self.saved(group)?.unwrap_or_default();
         let floor = saved.commit.max(state.applied_index);
         let disk = Arc::clone(&self.inner.config.disk);
         Ok(Repair::begin(disk, &dir, LogOptions::default(), floor)?)
     }
 
-    /// The nodes that hold replicas of a group, as far as its directory here says so.
-    pub(crate) fn nodes_of(&self, group: u64) -> Result<Vec<u64>, StorageError> {
-        let files = SmallFiles::new(Arc::clone(&self.inner.config.disk), &self.group_dir(group));
-        Ok(files.load_state()?.map(|s| s.nodes.into_values().collect()).unwrap_or_default())
-    }
-
-    /// Takes a replica out of service and deletes its data. Only for a replica that its group has given up: its topic was
-    /// deleted by a committed command.
-    pub async fn remove(&self, group: u64) -> Result<(), StorageError> {
-        self.take_out(group).await;
-        self.inner.journal.lock().remove(group)?;
-        let dir = self.group_dir(group);
-        self.inner.config.disk.remove_dir_all(&dir).map_err(|source| StorageError::Io {
-            operation: "remove",
-            path: dir,
-            source,
-        })
-    }
-
-    /// Takes what a peer sent. Malformed messages are dropped and logged.
-    pub fn deliver(&self, batch: PeerBatch) {
+    /// Takes what the replicas of a peer sent. Malformed messages are dropped and logged.
+    pub fn deliver(&self, node: u64, batch: PeerBatch) {
         let mut by_worker: Vec<Vec<Input>> =
             self.inner.workers.iter().map(|_| Vec::new()).collect();
         let workers = by_worker.len() as u64;
@@ -486,7 +451,12 @@ impl Engine {
             let (group, wants_appended) = (wire.group_id, wire.wants_appended);
             match wire.message.map(convert::from_wire) {
                 Some(Ok(message)) => {
-                    by_worker[slot(group)].push(Input::Step { group, message, wants_appended });
+                    by_worker[slot(group)].push(Input::Step {
+                        group,
+                        node,
+                        message,
+                        wants_appended,
+                    });
                 }
                 Some(Err(error)) => tracing::warn!(group, %error, "message from a peer dropped"),
                 None => tracing::warn!(group, "message from a peer without content dropped"),

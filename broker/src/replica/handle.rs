@@ -10,14 +10,16 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use highwater_proto::batch::{BatchHeader, BatchView};
+use highwater_proto::internal::MembersChange;
 use highwater_proto::v1;
 use highwater_storage::{StorageError, StoredEntry};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use super::core::{Answer, Appended, Follower, ProposalBody, Quarantine, Visible};
+use super::core::{Answer, Appended, ProposalBody, Quarantine, Visible};
 use super::engine::PartitionSettings;
 use super::inbox::{Inbox, Input};
+use super::members::{Follower, Members, Step};
 use super::partition_reader::{PartitionReader, Stored};
 use crate::error::BrokerError;
 
@@ -71,8 +73,8 @@ pub(crate) struct Shared {
     pub(crate) group: u64,
     pub(crate) replica: u64,
     pub(crate) node: u64,
-    /// Node of each replica.
-    pub(crate) nodes: BTreeMap<u64, u64>,
+    /// Replaced as a whole when they change.
+    pub(crate) members: RwLock<Arc<Members>>,
     pub(crate) reader: PartitionReader,
     pub(crate) settings: Mutex<PartitionSettings>,
     /// The last entry that is applied and durable here.
@@ -194,13 +196,38 @@ impl PartitionHandle {
     }
 
     fn not_leader(&self, visible: &Visible) -> BrokerError {
-        let leader = self.shared.nodes.get(&visible.leader).copied();
+        let leader = self.members().nodes.get(&visible.leader).copied();
         BrokerError::NotLeader { leader: leader.filter(|node| *node != self.shared.node) }
     }
 
     /// Whether the group has replicas on other nodes.
     pub fn has_peers(&self) -> bool {
-        self.shared.nodes.len() > 1
+        self.members().nodes.len() > 1
+    }
+
+    /// Its replica id.
+    pub fn replica_id(&self) -> u64 {
+        self.shared.replica
+    }
+
+    /// The members of the group, as applied here.
+    pub fn members(&self) -> Arc<Members> {
+        Arc::clone(&self.shared.members.read())
+    }
+
+    /// On the leader: the next step from the members there are to `target`, replica ids with their nodes.
+    pub fn step_towards(&self, target: &BTreeMap<u64, u64>) -> Step {
+        let followers = self.shared.followers.lock().clone();
+        self.members().step_towards(target, self.shared.replica, &followers)
+    }
+
+    /// Changes the members; done once it is applied here.
+    pub async fn change_members(&self, change: MembersChange) -> Result<(), BrokerError> {
+        self.check_leads()?;
+        match self.propose(ProposalBody::Members(change)).await {
+            Ok(Ok(Answer::MembersChanged)) => Ok(()),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Whether this replica leads.
@@ -335,26 +362,29 @@ impl PartitionHandle {
     /// The state of the replica at this moment.
     pub fn status(&self) -> PartitionStatus {
         let visible = *self.shared.visible.borrow();
-        let node_of = |replica: &u64| self.shared.nodes.get(replica).copied();
+        let members = self.members();
+        let node_of = |replica: &u64| members.nodes.get(replica).copied();
         let mut in_sync = Vec::new();
-        let mut lag_entries = Vec::new();
+        // Of two replicas on one node the newer is about to replace the other.
+        let mut lag_entries = BTreeMap::new();
         if visible.is_leader {
             in_sync.push(self.shared.node);
             for follower in self.shared.followers.lock().iter() {
                 let Some(node) = node_of(&follower.replica) else { continue };
-                lag_entries.push((node, follower.lag_entries));
-                if follower.in_sync {
+                lag_entries.insert(node, follower.lag_entries);
+                if follower.in_sync && members.voters.contains(&follower.replica) {
                     in_sync.push(node);
                 }
             }
             in_sync.sort_unstable();
+            in_sync.dedup();
         }
         PartitionStatus {
             is_leader: visible.is_leader,
             leader_node: node_of(&visible.leader).unwrap_or(0),
             leader_epoch: visible.term,
             in_sync,
-            lag_entries,
+            lag_entries: lag_entries.into_iter().collect(),
             log_start_offset: visible.log_start_offset,
             high_watermark: visible.high_watermark,
             log_end_offset: visible.log_end_offset,
@@ -369,8 +399,9 @@ impl PartitionHandle {
         let to = match to_node {
             0 => None,
             node => {
-                let replica = self.shared.nodes.iter().find(|(_, on)| **on == node);
-                let Some((replica, _)) = replica else {
+                let members = self.members();
+                let is_there = |id: &&u64| members.nodes.get(*id) == Some(&node);
+                let Some(replica) = members.voters.iter().find(is_there) else {
                     return Err(BrokerError::InvalidArgument {
                         field: "to_node_id".into(),
                         why: format!("node {node} holds no replica of this partition"),
@@ -385,9 +416,18 @@ impl PartitionHandle {
         let (sender, answer) = oneshot::channel();
         self.inbox.push(Input::Transfer { group: self.shared.group, to, answer: sender });
         let chosen = answer.await.ok().flatten();
-        chosen.and_then(|replica| self.shared.nodes.get(&replica).copied()).ok_or(
+        chosen.and_then(|replica| self.members().nodes.get(&replica).copied()).ok_or(
             BrokerError::NotReady { why: "no other replica is fit to lead the partition".into() },
         )
+    }
+
+    /// Starts handing leadership to another replica.
+    pub(crate) async fn transfer_to(&self, replica: u64) {
+        let (sender, answer) = oneshot::channel();
+        let to = Some(replica);
+        self.inbox.push(Input::Transfer { group: self.shared.group, to, answer: sender });
+        // Whether it worked shows in who leads next.
+        let _ = answer.await;
     }
 }
 

@@ -22,8 +22,8 @@ const MESSAGE_BYTES_MAX: usize = 128 << 20;
 /// Something for a worker to do.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A message from a peer.
-    Step { group: u64, message: Message, wants_appended: bool },
+    /// A message from a replica on this node.
+    Step { group: u64, node: u64, message: Message, wants_appended: bool },
     /// A follower has appended, not yet synced.
     PeerAppended(AppendedAck),
     /// Something to append.

@@ -121,10 +121,11 @@ impl Worker {
 
     fn handle(&mut self, input: Input) {
         match input {
-            Input::Step { group, message, wants_appended } => {
-                if let Some(message) = self.without_files(group, message) {
+            Input::Step { group, node, message, wants_appended } => {
+                if let Some(message) = self.without_files(group, node, message) {
                     self.on(group, |core, effects| {
                         let from = message.from;
+                        core.hear(from, node);
                         let outcome = core.step(message, wants_appended, effects);
                         note_refusal(group, from, outcome);
                     });
@@ -206,11 +207,12 @@ impl Worker {
     }
 
     /// Passes a message on unless it is a snapshot with compacted segments: those are fetched first.
-    fn without_files(&mut self, group: u64, message: Message) -> Option<Message> {
+    fn without_files(&mut self, group: u64, from_node: u64, message: Message) -> Option<Message> {
         let Some(replica) = self.replicas.get_mut(&group) else { return Some(message) };
         let Some(manifest) = replica.core.files_wanted(&message) else { return Some(message) };
-        let from_node = replica.core.nodes().get(&message.from).copied();
-        let from_node = from_node.filter(|_| !replica.pulling)?;
+        if replica.pulling {
+            return None;
+        }
         tracing::info!(group, from_node, bytes = manifest.bytes(), "fetching compacted segments");
         let inbox = Arc::clone(&self.inbox);
         let pull = Pull {
@@ -272,8 +274,9 @@ impl Worker {
 
     fn unreachable(&mut self, node: u64) {
         for replica in self.replicas.values_mut().filter(|replica| replica.core.is_leader()) {
-            let on_node = replica.core.nodes().iter().find(|(_, on)| **on == node);
-            if let Some(id) = on_node.map(|(id, _)| *id) {
+            let members = replica.core.nodes().iter().filter(|(_, on)| **on == node);
+            let there: Vec<u64> = members.map(|(id, _)| *id).collect();
+            for id in there {
                 replica.core.peer_unreachable(id);
             }
         }
@@ -322,7 +325,8 @@ impl Worker {
             replica.dirty = false;
             let effects = std::mem::take(&mut replica.effects);
             if let Some(persist) = effects.persist {
-                hard_states.extend(persist.hard_state.map(|hard_state| (group, hard_state)));
+                let key = replica.core.journal_key();
+                hard_states.extend(persist.hard_state.map(|hard_state| (key, hard_state)));
                 let (number, point) = (persist.number, persist.point);
                 request.points.push(Synced { group, number, point });
             }
@@ -333,7 +337,7 @@ impl Worker {
                 self.metrics.append_done(effects.appended_bytes, effects.appended_entries);
             }
             for outbound in effects.messages {
-                let Some(node) = replica.core.nodes().get(&outbound.message.to).copied() else {
+                let Some(node) = replica.core.node_of(outbound.message.to) else {
                     continue;
                 };
                 let size = bytes.entry(node).or_insert(0);
@@ -351,8 +355,8 @@ impl Worker {
                 }
             }
             for ack in effects.appended {
-                if let Some(node) = replica.core.nodes().get(&ack.to_replica) {
-                    batches.entry(*node).or_default().appended.push(ack);
+                if let Some(node) = replica.core.node_of(ack.to_replica) {
+                    batches.entry(node).or_default().appended.push(ack);
                 }
             }
             publish(replica, &self.metrics, &*self.leader_changed);
@@ -403,7 +407,7 @@ impl Worker {
         let states: Vec<_> = self
             .replicas
             .values()
-            .map(|replica| (replica.core.group(), replica.core.hard_state()))
+            .map(|replica| (replica.core.journal_key(), replica.core.hard_state()))
             .collect();
         if let Err(error) = self.journal.lock().put(&states) {
             tracing::warn!(%error, "hard states could not be saved at the end");
@@ -449,6 +453,10 @@ fn publish(
     leader_changed: &(dyn Fn(u64, u64, u64) + Send + Sync),
 ) {
     replica.shared.settled.store(replica.core.settled_index(), Ordering::Release);
+    if let Some(members) = replica.core.take_changed_members() {
+        *replica.shared.members.write() = Arc::new(members);
+        *replica.shared.followers.lock() = replica.core.followers();
+    }
     let now = replica.core.visible();
     let mut before = now;
     replica.shared.visible.send_if_modified(|visible| {

@@ -1,5 +1,4 @@
-//! ClusterService. Owns: how the cluster looks from outside, and its problems in plain words. Never: changes members (a later
-//! version brings that).
+//! ClusterService. Owns: how the cluster looks from outside, and its problems in plain words. Never: decides who belongs to it.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -104,6 +103,19 @@ impl ClusterService for Clusters {
         leader
             .map(|leader| Response::new(v1::TransferLeadershipResponse { leader }))
             .map_err(|error| self.door.status(&error))
+    }
+
+    async fn reassign_partition(
+        &self,
+        request: Request<v1::ReassignPartitionRequest>,
+    ) -> Result<Response<v1::ReassignPartitionResponse>, Status> {
+        let v1::ReassignPartitionRequest { topic, partition, node_ids, replace_node_ids } =
+            request.into_inner();
+        let node = &self.door.node;
+        let decided = node.reassign_partition(&topic, partition, node_ids, replace_node_ids).await;
+        decided
+            .map(|()| Response::new(v1::ReassignPartitionResponse {}))
+            .map_err(|error| self.door.status(&error.into()))
     }
 
     async fn add_node(

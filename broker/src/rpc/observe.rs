@@ -44,6 +44,7 @@ const METHODS: &[(&str, &str, bool)] = &[
     ("/highwater.v1.ClusterService/GetMetadata", "ClusterService/GetMetadata", true),
     ("/highwater.v1.ClusterService/WatchMetadata", "ClusterService/WatchMetadata", false),
     ("/highwater.v1.ClusterService/TransferLeadership", "ClusterService/TransferLeadership", true),
+    ("/highwater.v1.ClusterService/ReassignPartition", "ClusterService/ReassignPartition", true),
     ("/highwater.v1.ClusterService/AddNode", "ClusterService/AddNode", true),
     ("/highwater.v1.ClusterService/RemoveNode", "ClusterService/RemoveNode", true),
     ("/grpc.health.v1.Health/Check", "Health/Check", true),

@@ -9,6 +9,7 @@ mod durability;
 mod faults;
 mod founding;
 mod full_disk;
+mod moves;
 mod nodes;
 mod processes;
 mod repair;

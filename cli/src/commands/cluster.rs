@@ -1,4 +1,4 @@
-//! `cluster`: info, health, members, transfer-leader.
+//! `cluster`: info, health, members, transfer-leader, move, replace-replica.
 //!
 //! Owns: these verbs' calls and tables, and the small HTTP request of `health --readyz`. Never: judges health (the cluster
 //! does).
@@ -149,4 +149,35 @@ pub(crate) async fn transfer_leader(
     output::show(session.format(out), &shape, |shape| {
         format!("node {} leads partition {} of {}\n", shape.leader, shape.partition, shape.topic)
     })
+}
+
+pub(crate) async fn move_partition(
+    session: &Session,
+    topic: &str,
+    partition: u32,
+    to: &[u64],
+) -> Result<(), Failure> {
+    let admin = session.connect().await?.admin();
+    let doing = format!("moving partition {partition} of '{topic}'");
+    session.within(&doing, admin.reassign_partition(topic, partition, to, &[])).await?;
+    output::notice("decided; 'topic describe' shows the new replicas once they have the data");
+    Ok(())
+}
+
+pub(crate) async fn replace_replica(
+    session: &Session,
+    topic: &str,
+    partition: u32,
+    node: u64,
+) -> Result<(), Failure> {
+    output::confirm(
+        session.yes,
+        &format!("gives up the data that node {node} holds of partition {partition} of '{topic}'"),
+    )?;
+    let admin = session.connect().await?.admin();
+    let doing =
+        format!("replacing the replica of partition {partition} of '{topic}' on node {node}");
+    session.within(&doing, admin.reassign_partition(topic, partition, &[], &[node])).await?;
+    output::notice("decided; 'cluster health' says when the new replica has the data");
+    Ok(())
 }

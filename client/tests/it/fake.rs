@@ -431,6 +431,13 @@ impl ClusterService for Node {
         Err(Status::unimplemented("not scripted"))
     }
 
+    async fn reassign_partition(
+        &self,
+        _: Request<v1::ReassignPartitionRequest>,
+    ) -> Result<Response<v1::ReassignPartitionResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn add_node(
         &self,
         _: Request<v1::AddNodeRequest>,

@@ -17,6 +17,7 @@ use raft::{RawNode, StateRole};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::members::{describe_members, take_from_checkpoint};
 use super::{
     COMMITTED_BYTES_MAX, Core, Derived, MESSAGE_BYTES_MAX, MESSAGES_IN_FLIGHT_MAX, StateMachine,
     UNCOMMITTED_BYTES_MAX, Waiters, rebuild,
@@ -57,7 +58,7 @@ pub(crate) struct Birth {
     pub(crate) replica: u64,
     pub(crate) topic_id: String,
     pub(crate) partition: u32,
-    /// The group's first voters, with their nodes.
+    /// The group's first voters, with their nodes. None, and no learners either: it joins a group that exists.
     pub(crate) voters: BTreeMap<u64, u64>,
     /// Replicas that follow without a vote, with their nodes.
     pub(crate) learners: BTreeMap<u64, u64>,
@@ -105,14 +106,20 @@ impl Core {
             learners: birth.learners.keys().copied().collect(),
             ..ConfState::default()
         };
+        let nodes: BTreeMap<u64, u64> = birth.voters.into_iter().chain(birth.learners).collect();
+        // Without members it joins a group that exists: its log is behind every other, so that it needs a snapshot, and that
+        // brings the members.
+        let joined = nodes.is_empty();
+        let (initial_index, initial_term) =
+            if joined { (0, 0) } else { (INITIAL_INDEX, INITIAL_TERM) };
         let start =
-            LogStart { first_index: INITIAL_INDEX + 1, prev_term: INITIAL_TERM, next_offset: 0 };
+            LogStart { first_index: initial_index + 1, prev_term: initial_term, next_offset: 0 };
         drop(Log::create(Arc::clone(&disk), &config.dir, start, config.log.clone())?);
         let files = SmallFiles::new(disk, &config.dir);
         files.store_checkpoint(&ReplicaCheckpoint {
-            index: INITIAL_INDEX,
-            term: INITIAL_TERM,
-            applied_index: INITIAL_INDEX,
+            index: initial_index,
+            term: initial_term,
+            applied_index: initial_index,
             state_machine: birth.image,
             members: Some(convert::members_to_wire(&members)),
             ..ReplicaCheckpoint::default()
@@ -124,8 +131,11 @@ impl Core {
             partition: birth.partition,
             members: Some(convert::members_to_wire(&members)),
             log_start_offset: 0,
-            applied_index: INITIAL_INDEX,
-            nodes: birth.voters.into_iter().chain(birth.learners).collect(),
+            applied_index: initial_index,
+            highest_replica_id: nodes.keys().copied().max().unwrap_or(0),
+            members_index: 0,
+            nodes,
+            joined,
         })?;
         Ok(())
     }
@@ -159,6 +169,10 @@ impl Core {
         tracing::debug!(group = state.group_id, ?report, "log recovered");
         let compacted = Compacted::open(Arc::clone(&config.disk), &config.dir, open_sealed)?;
         join_compacted(&mut log, &compacted, &files)?;
+        if state.highest_replica_id == 0 {
+            // A file from before members could change.
+            state.highest_replica_id = state.nodes.keys().copied().max().unwrap_or(0);
+        }
         let start = start_checkpoint(&files, &log, &mut state)?;
         let mut commit = floor.max(log.first_index() - 1);
         let (derived, applied, append_time_ms) = match config.machine {
@@ -235,6 +249,8 @@ impl Core {
             state_unsaved: false,
             stored_applied: applied,
             broken: None,
+            strangers: BTreeMap::new(),
+            members_changed: true,
         };
         core.follow_role(&mut super::Effects::default());
         Ok(Some(core))
@@ -307,13 +323,14 @@ fn start_checkpoint(
     };
     if state.applied_index < before && checkpoint.members.is_some() {
         state.members = checkpoint.members.clone();
+        take_from_checkpoint(&checkpoint, state);
         state.log_start_offset = checkpoint.log_start_offset;
         state.applied_index = checkpoint.index;
         files.store_state(state)?;
     }
     // Where the log starts *after* the checkpoint is for the entries behind it to say.
     checkpoint.log_start_offset = state.log_start_offset.min(checkpoint.next_offset);
-    checkpoint.members = state.members.clone();
+    describe_members(state, &mut checkpoint);
     Ok(checkpoint)
 }
 

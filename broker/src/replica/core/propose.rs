@@ -7,7 +7,7 @@ use highwater_proto::batch::BatchHeader;
 use highwater_proto::internal::AdvanceLogStart;
 use highwater_proto::v1::Acks;
 use prost::Message as _;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use super::waiters::Waiter;
 use super::{
@@ -120,6 +120,15 @@ impl Core {
             ProposalBody::AdvanceLogStart(offset) => {
                 let entry = AdvanceLogStart { log_start_offset: offset };
                 (EntryKind::AdvanceLogStart, entry.encode_to_vec().into(), Acks::QuorumFsync)
+            }
+            ProposalBody::Members(change) => {
+                self.check_members_change(&change)?;
+                if draft.entries.iter().any(|entry| entry.entry_type != EntryType::EntryNormal) {
+                    return Err(BrokerError::NotReady {
+                        why: "another membership change of the partition is on its way".into(),
+                    });
+                }
+                (EntryKind::Members, change.encode_to_vec().into(), Acks::QuorumFsync)
             }
         };
         draft.check_room(data.len() as u64, self.raw.raft.uncommitted_size() as u64)?;
@@ -297,7 +306,12 @@ impl Draft {
             Envelope { kind, append_time_ms: self.append_time_ms, base_offset: self.next_offset };
         self.has_batches |= kind == EntryKind::Batch;
         self.bytes += data.len() as u64;
-        self.entries.push(Entry { data, context: envelope.encode(), ..Entry::default() });
+        let entry_type = match kind {
+            EntryKind::Members => EntryType::EntryConfChangeV2,
+            _ => EntryType::EntryNormal,
+        };
+        let context = envelope.encode();
+        self.entries.push(Entry { entry_type, data, context, ..Entry::default() });
         self.next_index += 1;
         self.next_offset += u64::from(span);
     }

@@ -15,7 +15,6 @@ use super::{
     Answer, AppendedAck, Core, Derived, Effects, Outbound, Persist, Quarantine, Unpersisted,
     rebuild,
 };
-use crate::replica::convert;
 use crate::replica::envelope::{self, Described, EntryKind};
 use crate::replica::producers::{Produced, Producers};
 use crate::replica::raft_log::decode_snapshot;
@@ -35,6 +34,8 @@ impl Core {
             if let Err(error) = self.handle_one(ready, effects) {
                 let why = format!("the log cannot be written: {error}");
                 self.take_out(Quarantine { why, is_damage: error.is_corrupt() });
+                // What was about to be acknowledged may rest on what could not be written.
+                effects.messages.clear();
             }
             self.notice_damage();
         }
@@ -181,7 +182,7 @@ impl Core {
 
     /// Writes what must be written though the disk is full: with the room of the reserve. Only what may be tried again after
     /// it failed.
-    fn insist<T>(
+    pub(super) fn insist<T>(
         &mut self,
         mut write: impl FnMut(&mut Self) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
@@ -380,9 +381,7 @@ impl Core {
                 let outcome = machine.apply(entry.index, &entry.data);
                 self.waiters.answer_applied(entry.index, Answer::Applied(outcome), effects);
             }
-            (Some(EntryKind::Members), _) => {
-                self.quarantine("membership changes need a newer version of the broker".into());
-            }
+            (Some(EntryKind::Members), _) => self.apply_members(entry, effects)?,
             _ => {}
         }
         Ok(())
@@ -460,7 +459,7 @@ impl Core {
                     (made, stored)
                 }
             };
-            checkpoint.members = self.state.members.clone();
+            checkpoint = self.with_members(checkpoint);
             checkpoint.log_start_offset = log_start.min(checkpoint.next_offset);
             if let Err(error) = stored {
                 // The syncer may be writing the same one; until it is there, nothing may be dropped.
@@ -480,15 +479,14 @@ impl Core {
         index: u64,
         term: u64,
     ) -> Result<(), StorageError> {
-        let checkpoint = ReplicaCheckpoint {
+        let checkpoint = self.with_members(ReplicaCheckpoint {
             index,
             term,
             applied_index: index,
             state_machine: image,
-            members: self.state.members.clone(),
             append_time_ms: self.append_time_ms,
             ..ReplicaCheckpoint::default()
-        };
+        });
         self.files.store_checkpoint(&checkpoint)?;
         self.raw.mut_store().snapshot = checkpoint;
         if self.log.last_index() >= self.log.first_index() {
@@ -530,7 +528,7 @@ impl Core {
         };
         self.insist(|core| core.log.reset(start))?;
         let members = snapshot.get_metadata().get_conf_state();
-        self.state.members = Some(convert::members_to_wire(members));
+        self.install_members(&checkpoint, members);
         self.state.log_start_offset = checkpoint.log_start_offset;
         self.state.applied_index = checkpoint.index;
         self.insist(|core| core.files.store_state(&core.state))?;

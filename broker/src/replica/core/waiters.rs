@@ -32,6 +32,8 @@ pub(crate) enum Answer {
     Applied(Bytes),
     /// The log starts here now.
     LogStart(u64),
+    /// The members are as asked for.
+    MembersChanged,
 }
 
 /// A proposal in the log that has not been answered.
@@ -93,8 +95,18 @@ impl Waiters {
 
     /// The entry at `index` was applied.
     pub(super) fn answer_applied(&mut self, index: u64, answer: Answer, effects: &mut Effects) {
+        self.answer_outcome(index, Ok(answer), effects);
+    }
+
+    /// The same, where applying may come to nothing.
+    pub(super) fn answer_outcome(
+        &mut self,
+        index: u64,
+        outcome: Result<Answer, BrokerError>,
+        effects: &mut Effects,
+    ) {
         if let Some(token) = self.applied.remove(&index) {
-            effects.answers.push((token, Ok(answer)));
+            effects.answers.push((token, outcome));
         }
     }
 

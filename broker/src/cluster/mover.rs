@@ -1,0 +1,138 @@
+//! Moves partitions: takes the groups that this node leads from the members they have to those the metadata says.
+//!
+//! Owns: when the next step is taken, and how many partitions are on their way at once. Never: remembers anything: the target is
+//! metadata, the members are the group's, and whoever leads next goes on from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use highwater_proto::internal::metadata_command::Command;
+use highwater_proto::internal::{FinishReassignment, ReassignPartition};
+use tokio::sync::Semaphore;
+
+use super::commands::command;
+use super::node::Node;
+use super::{GroupId, NodeId};
+use crate::error::BrokerError;
+use crate::replica::Step;
+
+/// Pause between two looks for partitions to move, and between two steps of one.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Partitions that one node moves at the same time: the data of each goes over the network and to a disk.
+const MOVES_MAX: usize = 4;
+
+impl Node {
+    /// Runs until the node stops.
+    pub(super) async fn move_loop(self) {
+        let slots = Semaphore::new(MOVES_MAX);
+        let mut under_way = BTreeSet::new();
+        let mut moves = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = self.inner.cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK_PAUSE) => {
+                    for group in self.reassigned_here() {
+                        if under_way.insert(group) {
+                            moves.push(self.move_while_leading(group, &slots));
+                        }
+                    }
+                }
+                Some(group) = moves.next() => {
+                    under_way.remove(&group);
+                }
+            }
+        }
+    }
+
+    /// Groups with a target that this node leads.
+    fn reassigned_here(&self) -> Vec<GroupId> {
+        let metadata = self.inner.metadata.borrow().clone();
+        let moving = metadata.moving.iter().copied();
+        let leads = |group: &GroupId| self.inner.engine.get(*group).is_some_and(|r| r.is_leader());
+        moving.filter(leads).collect()
+    }
+
+    async fn move_while_leading(&self, group: GroupId, slots: &Semaphore) -> GroupId {
+        let Ok(_slot) = slots.acquire().await else { return group };
+        loop {
+            match self.move_one_step(group).await {
+                Ok(true) => tokio::time::sleep(LOOK_PAUSE).await,
+                Ok(false) => return group,
+                Err(error) => {
+                    tracing::debug!(group, %error, "a step of a move failed; trying again");
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes one step; false when there is nothing (left) to do here.
+    async fn move_one_step(&self, group: GroupId) -> Result<bool, BrokerError> {
+        let metadata = self.inner.metadata.borrow().clone();
+        let Some(partition) = metadata.partition(group).filter(|p| !p.target.is_empty()) else {
+            return Ok(false);
+        };
+        let Some(replica) = self.inner.engine.get(group).filter(|r| r.is_leader()) else {
+            return Ok(false);
+        };
+        let target: BTreeMap<u64, u64> = partition.target.iter().copied().collect();
+        match replica.step_towards(&target) {
+            Step::Change(change) => {
+                tracing::info!(group, ?change, "moving a partition");
+                replica.change_members(change).await?;
+            }
+            Step::Wait(_) => {}
+            Step::Transfer(to) => replica.transfer_to(to).await,
+            Step::Done => {
+                let finish =
+                    FinishReassignment { group_id: group, reassignments: partition.reassignments };
+                self.propose_metadata(command(Command::FinishReassignment(finish))).await?;
+                tracing::info!(group, "a partition has the replicas it was to get");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives a partition other nodes, the first of them its preferred leader; none means those it has. Replicas on
+    /// `replace` have lost their data and make room for new ones. Answers once that is decided; carrying it out takes longer.
+    pub async fn reassign_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+        nodes: Vec<NodeId>,
+        replace: Vec<NodeId>,
+    ) -> Result<(), BrokerError> {
+        let view = self.member_view()?;
+        let Some(found) = view.topics.get(topic) else {
+            return Err(self.unknown_topic(topic));
+        };
+        let place = usize::try_from(partition).ok().and_then(|at| found.partitions.get(at));
+        let Some(place) = place else {
+            return Err(BrokerError::UnknownPartition {
+                topic: topic.to_owned(),
+                partition,
+                partitions: u32::try_from(found.partitions.len()).unwrap_or(u32::MAX),
+            });
+        };
+        let current = if place.target.is_empty() { &place.replicas } else { &place.target };
+        let holders: Vec<NodeId> = current.iter().map(|(_, node)| *node).collect();
+        let nodes = if nodes.is_empty() { holders.clone() } else { nodes };
+        if let Some(node) = replace.iter().find(|node| !nodes.contains(node)) {
+            let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+            return Err(BrokerError::InvalidArgument {
+                field: "replace_node_ids".into(),
+                why: format!("node {node} has no replica; nodes {} have", holders.join(", ")),
+            });
+        }
+        let reassign = ReassignPartition {
+            group_id: place.group,
+            node_ids: nodes,
+            replace_node_ids: replace,
+            reassignments: place.reassignments,
+        };
+        self.propose_metadata(command(Command::ReassignPartition(reassign))).await.map(drop)
+    }
+}

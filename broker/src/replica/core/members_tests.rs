@@ -1,0 +1,448 @@
+//! Cores whose group changes: replicas join, leave and lead while others crash.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use highwater_proto::batch::{BatchBuilder, BatchHeader, Compression};
+use highwater_proto::v1::Acks;
+use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, SimDisk};
+use raft::eraftpb::Message;
+
+use super::{Answer, Birth, Core, CoreConfig, Effects, Proposal, ProposalBody};
+use crate::error::BrokerError;
+use crate::replica::convert;
+use crate::replica::members::Step;
+
+const GROUP: u64 = 7;
+const DIR: &str = "/data/groups/7";
+
+struct Member {
+    core: Core,
+    disk: SimDisk,
+    journal: HardStateJournal,
+}
+
+/// Replicas of one group, each on a node of its own with the same number; messages arrive at once unless a replica is cut off.
+struct Group {
+    members: BTreeMap<u64, Member>,
+    cut: BTreeSet<u64>,
+    answers: HashMap<u64, Result<Answer, BrokerError>>,
+    tokens: u64,
+    /// Batches that were acknowledged.
+    acknowledged: u64,
+    /// Restarts so far.
+    boots: u64,
+}
+
+impl Group {
+    /// Replicas 1, 2 and 3; replica 1 leads.
+    fn new() -> Self {
+        let mut group = Self {
+            members: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            answers: HashMap::new(),
+            tokens: 0,
+            acknowledged: 0,
+            boots: 0,
+        };
+        for replica in 1..=3 {
+            group.create(replica, (1..=3).map(|id| (id, id)).collect());
+        }
+        group.run(|group| group.leader() == Some(1));
+        group
+    }
+
+    /// A replica that is to join.
+    fn join(&mut self, replica: u64) {
+        self.create(replica, BTreeMap::new());
+    }
+
+    fn create(&mut self, replica: u64, voters: BTreeMap<u64, u64>) {
+        let disk = SimDisk::new(replica);
+        disk.create_dir_all(Path::new("/data/groups")).unwrap();
+        for dir in ["/", "/data"] {
+            disk.sync_dir(Path::new(dir)).unwrap();
+        }
+        let birth = Birth {
+            group: GROUP,
+            replica,
+            topic_id: "topic".into(),
+            partition: 0,
+            voters,
+            learners: BTreeMap::new(),
+            image: Bytes::new(),
+            preferred: replica == 1,
+        };
+        let core = Core::create(config(&disk, replica), birth).unwrap();
+        self.start(replica, disk, core);
+    }
+
+    fn start(&mut self, replica: u64, disk: SimDisk, core: Core) {
+        let (journal, _) =
+            HardStateJournal::open(Arc::new(disk.clone()), Path::new("/data")).unwrap();
+        self.members.insert(replica, Member { core, disk, journal });
+        self.call(replica, Core::begin);
+    }
+
+    /// The power fails for one replica, and comes back.
+    fn crash(&mut self, replica: u64) {
+        let member = self.members.remove(&replica).unwrap();
+        let (disk, key) = (member.disk.clone(), member.core.journal_key());
+        drop(member);
+        disk.crash();
+        let (_, saved) =
+            HardStateJournal::open(Arc::new(disk.clone()), Path::new("/data")).unwrap();
+        // With the same election timeouts at every start, the same replica would be elected for ever.
+        self.boots += 1;
+        let config = config(&disk, replica + 100 * self.boots);
+        let core = Core::open(config, saved.get(&key).copied()).unwrap().unwrap();
+        self.start(replica, disk, core);
+    }
+
+    /// Calls a core and carries out everything that follows, at once.
+    fn call(&mut self, replica: u64, call: impl FnOnce(&mut Core, &mut Effects)) {
+        let mut effects = Effects::default();
+        call(&mut self.members.get_mut(&replica).unwrap().core, &mut effects);
+        let mut messages = self.carry_out(replica, effects);
+        while let Some((from, message)) = messages.pop_front() {
+            let to = message.to;
+            if self.cut.contains(&from) || self.cut.contains(&to) {
+                continue;
+            }
+            let Some(member) = self.members.get_mut(&to) else { continue };
+            let mut effects = Effects::default();
+            member.core.hear(from, from);
+            let message = convert::from_wire(convert::to_wire(message)).unwrap();
+            let _ = member.core.step(message, false, &mut effects);
+            messages.extend(self.carry_out(to, effects));
+        }
+    }
+
+    /// Answers the messages to send, with their sender.
+    fn carry_out(&mut self, replica: u64, mut effects: Effects) -> VecDeque<(u64, Message)> {
+        let Member { core, journal, .. } = self.members.get_mut(&replica).unwrap();
+        while let Some(persist) = effects.persist.take() {
+            if let Some(hard_state) = persist.hard_state {
+                journal.put(&[(core.journal_key(), hard_state)]).unwrap();
+                journal.sync_point().sync().unwrap();
+            }
+            persist.point.sync().unwrap();
+            core.persisted(persist.number, &persist.point, &mut effects);
+        }
+        for checkpoint in effects.checkpoints {
+            core.files().store_checkpoint(&checkpoint).unwrap();
+        }
+        assert_eq!(core.broken(), None, "replica {replica}");
+        self.answers.extend(effects.answers);
+        let reachable = effects.messages.into_iter().map(|outbound| outbound.message);
+        let reachable = reachable.filter(|message| core.node_of(message.to).is_some());
+        reachable.map(|message| (replica, message)).collect()
+    }
+
+    fn run(&mut self, mut until: impl FnMut(&Self) -> bool) {
+        for _ in 0..2_000 {
+            if until(self) {
+                return;
+            }
+            self.tick();
+        }
+        panic!("it did not come about: {:?}", self.states());
+    }
+
+    fn tick(&mut self) {
+        for replica in self.members.keys().copied().collect::<Vec<_>>() {
+            self.call(replica, Core::tick);
+        }
+    }
+
+    fn ticks(&mut self, count: usize) {
+        (0..count).for_each(|_| self.tick());
+    }
+
+    fn states(&self) -> Vec<String> {
+        let state = |(id, member): (&u64, &Member)| {
+            format!("{id}: {:?} {:?}", member.core.visible(), member.core.members())
+        };
+        self.members.iter().map(state).collect()
+    }
+
+    fn core(&self, replica: u64) -> &Core {
+        &self.members[&replica].core
+    }
+
+    /// Who leads among those that are not cut off.
+    fn leader(&self) -> Option<u64> {
+        let able = self.members.iter().filter(|(id, _)| !self.cut.contains(id));
+        let mut leaders = able.filter(|(_, member)| member.core.visible().is_settled);
+        leaders.next().map(|(id, _)| *id)
+    }
+
+    fn propose(&mut self, replica: u64, body: ProposalBody) -> u64 {
+        self.tokens += 1;
+        let proposal = Proposal { token: self.tokens, body };
+        self.call(replica, |core, effects| core.propose(vec![proposal], 1, effects));
+        self.tokens
+    }
+
+    fn publish(&mut self, replica: u64, acks: Acks) -> u64 {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(1, None, Some(&[7; 3_000]), &[]).unwrap();
+        let batch = builder.build().unwrap();
+        let header = BatchHeader::read(&batch).unwrap();
+        let token = self.propose(replica, ProposalBody::Batch { batch, header, acks });
+        if matches!(self.answers.get(&token), Some(Ok(_))) {
+            self.acknowledged += 1;
+        }
+        token
+    }
+
+    /// One step towards other members by whoever leads; true when there is none left to do.
+    fn step_towards(&mut self, target: &BTreeMap<u64, u64>) -> bool {
+        self.run(|group| group.leader().is_some());
+        let leader = self.leader().unwrap();
+        self.publish(leader, Acks::QuorumFsync);
+        let followers = self.core(leader).followers();
+        match self.core(leader).members().step_towards(target, leader, &followers) {
+            Step::Done => return true,
+            Step::Wait(_) => self.tick(),
+            Step::Change(change) => {
+                self.propose(leader, ProposalBody::Members(change));
+            }
+            Step::Transfer(to) => {
+                self.call(leader, |core, effects| {
+                    core.transfer_leadership(Some(to), effects);
+                });
+            }
+        }
+        false
+    }
+
+    fn change_to(&mut self, ids: &[u64]) {
+        let target = target(ids);
+        for _ in 0..500 {
+            if self.step_towards(&target) {
+                return;
+            }
+        }
+        panic!("not there: {:?}", self.states());
+    }
+
+    /// Everything that was acknowledged is on all of these replicas, and they agree on who belongs to the group.
+    fn check(&mut self, ids: &[u64]) {
+        self.ticks(60);
+        let leader = self.leader().expect("somebody leads");
+        let now = *self.core(leader).members().voters.iter().next_back().unwrap();
+        assert!(ids.contains(&now));
+        let end = self.core(leader).visible().high_watermark;
+        assert!(end >= self.acknowledged && self.acknowledged > 0);
+        for id in ids {
+            let core = self.core(*id);
+            assert_eq!(core.visible().high_watermark, end, "replica {id}");
+            assert_eq!(core.members().voters, ids.iter().copied().collect(), "replica {id}");
+            assert!(core.members().outgoing.is_empty() && core.members().learners.is_empty());
+            let nodes: Vec<u64> = core.nodes().keys().copied().collect();
+            assert_eq!(nodes, ids, "replica {id}");
+            let records = core.reader().read_offsets(0, end, u64::MAX).unwrap();
+            assert_eq!(records.iter().map(|r| u64::from(r.meta.offset_span)).sum::<u64>(), end);
+        }
+    }
+}
+
+fn target(ids: &[u64]) -> BTreeMap<u64, u64> {
+    ids.iter().map(|id| (*id, *id)).collect()
+}
+
+fn config(disk: &SimDisk, seed: u64) -> CoreConfig {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let reserve = DiskReserve::open(Arc::clone(&disk), Path::new("/data"), 1 << 20);
+    CoreConfig {
+        disk,
+        dir: PathBuf::from(DIR),
+        log: LogOptions { segment_bytes: 16 << 10, ..LogOptions::default() },
+        reserve: Arc::new(reserve.unwrap()),
+        settled: None,
+        heartbeat_ticks: 2,
+        election_ticks: 10,
+        seed,
+        machine: None,
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+    }
+}
+
+#[test]
+fn a_replica_joins_as_a_learner_and_takes_the_place_of_another() {
+    let mut group = Group::new();
+    for _ in 0..20 {
+        group.publish(1, Acks::QuorumFsync);
+    }
+    group.join(4);
+    group.change_to(&[1, 2, 4]);
+    group.check(&[1, 2, 4]);
+}
+
+#[test]
+fn all_replicas_are_replaced_at_once_and_the_leader_among_them() {
+    let mut group = Group::new();
+    for replica in 4..=6 {
+        group.join(replica);
+    }
+    group.change_to(&[4, 5, 6]);
+    for old in 1..=3 {
+        group.members.remove(&old);
+    }
+    group.check(&[4, 5, 6]);
+    assert!(group.leader().unwrap() > 3);
+}
+
+/// Every replica loses power after every step, and whoever leads then goes on.
+#[test]
+fn a_change_is_finished_though_the_power_fails_after_every_step() {
+    let mut group = Group::new();
+    group.join(4);
+    group.join(5);
+    let target = target(&[1, 4, 5]);
+    let mut steps = 0;
+    while !group.step_towards(&target) {
+        steps += 1;
+        assert!(steps < 200, "{:?}", group.states());
+        for replica in 1..=5 {
+            group.crash(replica);
+        }
+        // A new leader takes a while to know for sure who has caught up.
+        group.run(|group| group.leader().is_some());
+        group.ticks(25);
+    }
+    for old in [2, 3] {
+        group.members.remove(&old);
+    }
+    for replica in [1, 4, 5] {
+        group.crash(replica);
+    }
+    group.check(&[1, 4, 5]);
+}
+
+#[test]
+fn another_leader_leaves_the_joint_configuration() {
+    let mut group = Group::new();
+    group.join(4);
+    let target = target(&[1, 2, 4]);
+    while group.core(1).members().outgoing.is_empty() {
+        assert!(!group.step_towards(&target));
+    }
+    group.cut.insert(1);
+    group.run(|group| group.leader().is_some());
+    group.change_to(&[1, 2, 4]);
+    group.cut.clear();
+    group.members.remove(&3);
+    group.check(&[1, 2, 4]);
+}
+
+#[test]
+fn a_removed_replica_is_not_heard_and_raises_no_term() {
+    let mut group = Group::new();
+    group.cut.insert(3);
+    group.join(4);
+    group.change_to(&[1, 2, 4]);
+    let term = group.core(1).visible().term;
+    group.cut.clear();
+    // It has never heard that it was removed, and asks for votes for as long as it lives.
+    for _ in 0..5 {
+        group.call(3, |core, _| core.campaign());
+        group.ticks(30);
+    }
+    group.crash(3);
+    group.ticks(100);
+    assert_eq!(group.core(1).visible().term, term);
+    assert_eq!(group.leader(), Some(1));
+    let refused = Message { from: 3, to: 1, term: term + 9, ..Message::default() };
+    let outcome =
+        group.members.get_mut(&1).unwrap().core.step(refused, false, &mut Effects::default());
+    assert_eq!(outcome.unwrap_err(), "replica 3 is not a member");
+    group.members.remove(&3);
+    group.check(&[1, 2, 4]);
+}
+
+#[test]
+fn a_member_that_was_away_follows_a_leader_it_has_never_heard_of() {
+    let mut group = Group::new();
+    group.cut.insert(2);
+    group.join(4);
+    group.change_to(&[1, 2, 4]);
+    let leader = group.leader().unwrap();
+    if leader != 4 {
+        group.call(leader, |core, effects| {
+            core.transfer_leadership(Some(4), effects);
+        });
+        group.run(|group| group.leader() == Some(4));
+    }
+    // Only the stranger can give the news, and only with this vote.
+    group.cut = [1, 3].into();
+    group.run(|group| group.leader() == Some(4) && group.core(2).visible().leader == 4);
+    group.cut.clear();
+    group.members.remove(&3);
+    group.check(&[1, 2, 4]);
+}
+
+#[test]
+fn appended_by_a_majority_means_of_both_halves() {
+    let mut group = Group::new();
+    for replica in [4, 5] {
+        group.join(replica);
+    }
+    let target = target(&[1, 4, 5]);
+    while group.core(1).members().outgoing.is_empty() {
+        assert!(!group.step_towards(&target));
+    }
+    group.cut = [4, 5].into();
+    let half = group.publish(1, Acks::Quorum);
+    assert!(!group.answers.contains_key(&half), "the new half has not appended it");
+    group.cut = [5].into();
+    group.ticks(10);
+    assert!(matches!(group.answers.get(&half), Some(Ok(_))));
+}
+
+#[test]
+fn a_new_replica_catches_up_behind_a_trimmed_log() {
+    let mut group = Group::new();
+    for _ in 0..30 {
+        group.publish(1, Acks::QuorumFsync);
+    }
+    let token = group.propose(1, ProposalBody::AdvanceLogStart(20));
+    assert!(matches!(group.answers[&token], Ok(Answer::LogStart(20))));
+    group.members.get_mut(&1).unwrap().core.drop_prefix().unwrap();
+    group.join(4);
+    group.change_to(&[1, 2, 4]);
+    group.crash(4);
+    group.ticks(30);
+    let core = group.core(4);
+    assert_eq!(core.visible().log_start_offset, 20);
+    assert_eq!(core.members().voters, [1, 2, 4].into());
+    assert_eq!(core.visible().high_watermark, group.core(1).visible().high_watermark);
+}
+
+#[test]
+fn changes_that_cannot_be_are_refused_and_change_nothing() {
+    let mut group = Group::new();
+    let before = group.core(1).members();
+    let leave = group.propose(1, ProposalBody::Members(Default::default()));
+    assert!(matches!(group.answers[&leave], Err(BrokerError::InvalidArgument { .. })));
+    // All voters gone: raft refuses it only when it is applied.
+    let gone = highwater_proto::internal::MembersChange {
+        transition: 2,
+        changes: (1..=3)
+            .map(|replica_id| highwater_proto::internal::MemberChange {
+                change_type: 1,
+                replica_id,
+            })
+            .collect(),
+        nodes: BTreeMap::new(),
+    };
+    let gone = group.propose(1, ProposalBody::Members(gone));
+    assert!(matches!(group.answers[&gone], Err(BrokerError::InvalidArgument { .. })));
+    assert_eq!(group.core(1).members(), before);
+    group.join(4);
+    group.change_to(&[1, 2, 4]);
+    group.check(&[1, 2, 4]);
+}

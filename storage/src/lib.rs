@@ -23,7 +23,7 @@ pub use identity::{DirLock, Identity};
 pub use log::{
     Compacted, CompactedManifest, CompactedReader, CompactedReceiver, CompactedSegment,
     CompactedWriter, EntryMeta, Epoch, Finding, Gap, Log, LogOptions, LogReader, LogStart,
-    OpenSealed, RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool,
+    OpenSealed, Origin, RecoveryReport, Repair, ScrubStep, SegmentInfo, Settled, SparePool,
     StagedCompaction, StoredEntry, SyncPoint, Wanted, sync_group,
 };
 pub use mapping::exit_on_read_fault;

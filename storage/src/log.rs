@@ -32,7 +32,7 @@ pub use compacted::{
 };
 pub(crate) use frame::mix;
 pub use reader::LogReader;
-pub use repair::{Gap, Repair};
+pub use repair::{Gap, Origin, Repair};
 pub use scrub::{Finding, ScrubStep};
 pub use spare::SparePool;
 pub use state::OpenSealed;

@@ -19,14 +19,21 @@ pub struct DiskReserve {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     bytes: u64,
-    is_whole: Mutex<bool>,
+    state: Mutex<ReserveState>,
+}
+
+#[derive(Debug)]
+struct ReserveState {
+    is_whole: bool,
+    /// Bytes that were drawn since it was whole.
+    drawn: u64,
 }
 
 impl DiskReserve {
     /// The reserve in `dir`, which must exist; 0 bytes means none. On a disk that is full already there is nothing in it yet.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, bytes: u64) -> Result<Self, StorageError> {
-        let reserve =
-            Self { disk, path: dir.join(FILE_NAME), bytes, is_whole: Mutex::new(bytes == 0) };
+        let state = Mutex::new(ReserveState { is_whole: bytes == 0, drawn: 0 });
+        let reserve = Self { disk, path: dir.join(FILE_NAME), bytes, state };
         match reserve.refill() {
             Err(error) if !error.is_disk_full() => Err(error),
             _ => Ok(reserve),
@@ -35,30 +42,40 @@ impl DiskReserve {
 
     /// False from the moment its room was given away until there is enough to take it back.
     pub fn is_whole(&self) -> bool {
-        *self.is_whole.lock()
+        self.state.lock().is_whole
+    }
+
+    /// Whether so many bytes more may be written at its expense by what could also wait: half of it, until it is whole again.
+    pub fn draw(&self, bytes: u64) -> bool {
+        let mut state = self.state.lock();
+        let fits = state.drawn.saturating_add(bytes) <= self.bytes / 2;
+        if fits {
+            state.drawn += bytes;
+        }
+        fits
     }
 
     /// Gives its room away; false if there is nothing left to give.
     pub fn release(&self) -> bool {
-        let mut is_whole = self.is_whole.lock();
-        if !*is_whole || self.bytes == 0 {
+        let mut state = self.state.lock();
+        if !state.is_whole || self.bytes == 0 {
             return false;
         }
         // A file that cannot be removed takes room for nothing, and is no reserve.
-        *is_whole = false;
+        state.is_whole = false;
         self.disk.remove_file(&self.path).is_ok()
     }
 
     /// Takes its room back if it was given away. `is_disk_full` while there is not enough.
     pub fn refill(&self) -> Result<(), StorageError> {
-        let mut is_whole = self.is_whole.lock();
-        if *is_whole {
+        let mut state = self.state.lock();
+        if state.is_whole {
             return Ok(());
         }
         if self.disk.exists(&self.path) {
             let file = self.disk.open(&self.path, 0).io_context("open", &self.path)?;
             if file.len() == self.bytes {
-                *is_whole = true;
+                *state = ReserveState { is_whole: true, drawn: 0 };
                 return Ok(());
             }
             self.disk.remove_file(&self.path).io_context("remove", &self.path)?;
@@ -69,7 +86,7 @@ impl DiskReserve {
             let _ = self.disk.remove_file(&self.path);
             return Err(error).io_context("allocate space in", &self.path);
         }
-        *is_whole = true;
+        *state = ReserveState { is_whole: true, drawn: 0 };
         Ok(())
     }
 }

@@ -55,6 +55,7 @@ impl Node {
         for group in self.condemned(&metadata) {
             tracing::info!(group, "deleting the data of a deleted topic or a removed replica");
             self.inner.leadership.forget(group);
+            self.inner.unusable.lock().remove(&group);
             if let Err(error) = self.inner.engine.remove(group).await {
                 tracing::warn!(group, %error, "data could not be removed; trying again at the next change");
             }

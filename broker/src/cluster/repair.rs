@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use highwater_proto::internal::{FetchEntriesRequest, FetchEntriesResponse, LogEntry};
 use highwater_proto::v1::QuarantinedReplica;
-use highwater_storage::{EntryMeta, Gap, Repair, StorageError, StoredEntry};
+use highwater_storage::{EntryMeta, Origin, Repair, StorageError, StoredEntry};
 use tokio::sync::Semaphore;
 
 use super::node::Node;
@@ -69,6 +69,7 @@ impl Node {
                 () = self.inner.cancel.cancelled() => return,
                 () = tokio::time::sleep(LOOK_PAUSE) => {
                     self.open_where_there_is_room().await;
+                    taken.retain(|group| self.inner.unusable.lock().contains_key(group));
                     for group in self.damaged() {
                         if taken.insert(group) {
                             repairs.push(self.repair_until_done(group, &slots));
@@ -182,6 +183,9 @@ impl Node {
             self.inner.engine.take_out(group).await;
         }
         let Ok(_slot) = slots.acquire().await else { return Ok(()) };
+        if !self.inner.unusable.lock().contains_key(&group) {
+            return Ok(());
+        }
         self.note_repair(group, "looking for what is damaged".into());
         let engine = self.inner.engine.clone();
         let mut repair = match self.off_thread(move || engine.begin_repair(group)).await {
@@ -192,12 +196,13 @@ impl Node {
             Err(error) => return Err(Stuck::ForNow(error.to_string())),
         };
         let mut entries = 0;
-        while let Some(gap) = repair.gap() {
-            if self.is_replaced(group) {
+        while repair.gap().is_some() {
+            // Its topic may be deleted meanwhile, too.
+            if self.is_replaced(group) || !self.inner.unusable.lock().contains_key(&group) {
                 return Ok(());
             }
             let filled;
-            (repair, filled) = self.fill(group, gap, repair).await;
+            (repair, filled) = self.fill(group, repair).await;
             match filled {
                 Ok(count) => entries += count,
                 Err(Stuck::ForNow(why)) => self.wait_for_others(group, &why).await,
@@ -206,6 +211,9 @@ impl Node {
         }
         let segments = repair.segments_repaired();
         drop(repair);
+        if !self.inner.unusable.lock().contains_key(&group) {
+            return Ok(());
+        }
         let node = self.clone();
         if let Err(error) = self.off_thread(move || node.reopen(group)).await {
             // Beside the log there are small files, and those cannot be mended from entries.
@@ -224,18 +232,17 @@ impl Node {
     }
 
     /// Fills what it can of the gap from the first replica that has the right entries; answers how many.
-    async fn fill(
-        &self,
-        group: GroupId,
-        gap: Gap,
-        mut repair: Repair,
-    ) -> (Repair, Result<u64, Stuck>) {
+    async fn fill(&self, group: GroupId, mut repair: Repair) -> (Repair, Result<u64, Stuck>) {
         let addresses = match self.holders(group) {
             Ok(addresses) => addresses,
             Err(stuck) => return (repair, Err(stuck)),
         };
         let mut answers = Vec::new();
+        let mut have_dropped_it = 0;
+        let holders = addresses.len();
         for (node, address) in addresses {
+            // What was refused begins anew, maybe further back.
+            let Some(gap) = repair.gap() else { break };
             let (first, last) = (gap.first_index, gap.end_index - 1);
             self.note_repair(group, format!("fetching entries {first} to {last} from node {node}"));
             let request = FetchEntriesRequest {
@@ -250,10 +257,20 @@ impl Node {
                     continue;
                 }
             };
+            if answer.first_index > first {
+                have_dropped_it += 1;
+                answers.push(format!("node {node} keeps entries from {} on", answer.first_index));
+                continue;
+            }
             let count = answer.entries.len() as u64;
             let supplying = self.off_thread(move || {
+                let origin = Origin {
+                    last_term: answer.last_term,
+                    end_term: answer.end_term,
+                    committed: answer.committed_index,
+                };
                 let entries: Vec<StoredEntry> = answer.entries.into_iter().map(stored).collect();
-                let outcome = repair.supply(&entries, answer.next_term, answer.committed_index);
+                let outcome = repair.supply(&entries, origin);
                 (repair, outcome)
             });
             let outcome;
@@ -261,11 +278,15 @@ impl Node {
             match outcome {
                 Ok(()) if count > 0 => return (repair, Ok(count)),
                 Ok(()) => answers.push(format!("node {node} has none of them")),
-                // What came is not what was lost, and the segment begins anew.
-                Err(error) => return (repair, Err(Stuck::ForNow(error.to_string()))),
+                // Another replica may have the right ones.
+                Err(error) => answers.push(format!("node {node}: {error}")),
             }
         }
-        (repair, Err(Stuck::ForNow(answers.join("; "))))
+        let why = answers.join("; ");
+        match have_dropped_it == holders && holders > 0 {
+            true => (repair, Err(Stuck::ForGood(why))),
+            false => (repair, Err(Stuck::ForNow(why))),
+        }
     }
 
     /// The other nodes that hold a replica of a group, with their addresses.
@@ -308,10 +329,19 @@ impl Node {
                 why: format!("no replica of group {} is in service here", request.group_id),
             });
         };
-        let (entries, next_term, committed_index) =
+        let first_index = handle.first_index();
+        if request.first_index < first_index {
+            return Ok(FetchEntriesResponse { first_index, ..FetchEntriesResponse::default() });
+        }
+        let (entries, origin) =
             handle.entries(request.first_index, request.end_index, FETCH_BYTES)?;
-        let entries = entries.into_iter().map(wire).collect();
-        Ok(FetchEntriesResponse { entries, next_term, committed_index })
+        Ok(FetchEntriesResponse {
+            entries: entries.into_iter().map(wire).collect(),
+            last_term: origin.last_term,
+            end_term: origin.end_term,
+            committed_index: origin.committed,
+            first_index,
+        })
     }
 }
 

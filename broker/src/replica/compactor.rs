@@ -127,10 +127,11 @@ fn look(
         return Ok(());
     }
     let reader = &replica.shared.reader;
+    // Read before the segments: what is settled is not cut any more.
+    let settled = replica.shared.settled_index();
     let log = reader.log.segments();
     let sealed = &log[..log.len().saturating_sub(1)];
     // A snapshot may replace all of this meanwhile: then what is staged here does not fit any more and is dropped.
-    let settled = replica.shared.settled_index();
     let count = sealed.iter().take_while(|segment| segment.end_index <= settled + 1).count();
     let now_ms = config.clock.wall_ms();
     let Some(plan) = Plan::make(reader, &sealed[..count], now_ms) else { return Ok(()) };
@@ -245,7 +246,7 @@ impl<'a> Plan<'a> {
         while from < end.next_offset {
             let stored = reader.read_offsets(from, end.next_offset, STEP_BYTES)?;
             if stored.next_offset == from {
-                break;
+                return Err(moved(reader));
             }
             for entry in stored.entries {
                 report.bytes_read += entry.payload.len() as u64;
@@ -274,7 +275,7 @@ impl<'a> Plan<'a> {
         while from < to {
             let stored = reader.read_offsets(from, to, STEP_BYTES)?;
             if stored.next_offset == from {
-                break;
+                return Err(moved(reader));
             }
             for entry in &stored.entries {
                 report.bytes_read += entry.payload.len() as u64;

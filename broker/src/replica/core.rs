@@ -43,6 +43,7 @@ pub(crate) use open::{Birth, CoreConfig, OpenError};
 pub(crate) use waiters::Answer;
 pub use waiters::Appended;
 
+use self::ready::RoomFor;
 use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
 use super::convert;
@@ -327,6 +328,9 @@ impl Core {
         if self.broken.is_some() {
             return Ok(());
         }
+        if received.as_ref().is_some_and(|staged| !self.compacted.accepts(staged)) {
+            return Err("the compacted segments were fetched for a replica that is gone".into());
+        }
         if received.is_none() && self.files_wanted(&message).is_some() {
             return Err("the compacted segments of a snapshot come first".into());
         }
@@ -339,7 +343,11 @@ impl Core {
             // A full disk is found out here, where the message can still be dropped: the leader sends it again.
             let bytes = message.entries.iter().map(|entry| entry.data.len() as u64).sum();
             let brings_batches = message.entries.iter().any(envelope::is_batch);
-            self.make_room(bytes, message.entries.len(), brings_batches, effects)
+            let room_for = match brings_batches {
+                true => RoomFor::LeadersBatches,
+                false => RoomFor::Control,
+            };
+            self.make_room(bytes, message.entries.len(), room_for, effects)
                 .map_err(|error| format!("no room to append: {error}"))?;
         }
         let last = message.entries.last();
@@ -530,9 +538,11 @@ impl Core {
         self.follow_role(effects);
         self.handle_ready(effects);
         self.follow_role(effects);
-        if let Some(Quarantine { why, .. }) = &self.broken {
-            let why = why.clone();
-            self.waiters.fail_all(effects, || BrokerError::Quarantined { why: why.clone() });
+        if self.broken.is_some() {
+            // What they wait for is in the log, and may well be committed by the next leader.
+            self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
+                why: "the replica was quarantined before the batch was committed",
+            });
         }
     }
 

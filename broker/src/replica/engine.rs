@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
 use highwater_storage::{
-    CompactedReceiver, Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed, Repair,
-    Settled, SparePool, StagedCompaction, StorageError,
+    Compacted, CompactedReceiver, Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed,
+    Repair, Settled, SparePool, StagedCompaction, StorageError,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -437,8 +437,10 @@ impl Engine {
         };
         let saved = self.saved(group)?.unwrap_or_default();
         let floor = saved.commit.max(state.applied_index);
-        let disk = Arc::clone(&self.inner.config.disk);
-        Ok(Repair::begin(disk, &dir, LogOptions::default(), floor)?)
+        let disk = &self.inner.config.disk;
+        // Other replicas have compacted on their own: none has the same files.
+        Compacted::open(Arc::clone(disk), &dir, self.inner.open_sealed.clone())?.verify()?;
+        Ok(Repair::begin(Arc::clone(disk), &dir, LogOptions::default(), floor)?)
     }
 
     /// Takes what the replicas of a peer sent. Malformed messages are dropped and logged.

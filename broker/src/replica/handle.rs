@@ -12,7 +12,7 @@ use bytes::Bytes;
 use highwater_proto::batch::{BatchHeader, BatchView};
 use highwater_proto::internal::MembersChange;
 use highwater_proto::v1;
-use highwater_storage::{StorageError, StoredEntry};
+use highwater_storage::{Origin, StorageError, StoredEntry};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
@@ -164,32 +164,41 @@ impl PartitionHandle {
         BrokerError::Internal(error.to_string())
     }
 
-    /// Entries for a replica elsewhere that has lost them, about `bytes_max` of payload and at least one; the term of the entry
-    /// behind them, if there is one; and the last entry that is committed.
+    /// The first entry that is kept.
+    pub(crate) fn first_index(&self) -> u64 {
+        self.shared.reader.log.first_index()
+    }
+
+    /// Entries for a replica elsewhere that has lost them, about `bytes_max` of payload and at least one, and what this log says of
+    /// the end of what was asked for.
     pub(crate) fn entries(
         &self,
         first_index: u64,
         end_index: u64,
         bytes_max: u64,
-    ) -> Result<(Vec<StoredEntry>, Option<u64>, u64), BrokerError> {
+    ) -> Result<(Vec<StoredEntry>, Origin), BrokerError> {
         self.check_in_service()?;
         // Read before the entries, so that it never speaks of ones that replaced them.
         let committed = self.shared.visible.borrow().committed_index;
         let reader = &self.shared.reader.log;
-        let end_index = end_index.min(reader.last_index() + 1);
+        let last_index = reader.last_index();
         let missing = |why: String| BrokerError::NotReady { why };
-        if first_index >= end_index {
+        if first_index >= end_index || first_index > last_index {
             return Err(missing(format!("entry {first_index} is not here yet")));
         }
-        let entries = match reader.entries(first_index, end_index, bytes_max) {
+        let entries = match reader.entries(first_index, end_index.min(last_index + 1), bytes_max) {
             Err(error @ StorageError::Compacted { .. }) => return Err(missing(error.to_string())),
             other => other.map_err(|error| self.unreadable(error))?,
         };
-        let next_term = reader.term(first_index + entries.len() as u64);
+        let origin = Origin {
+            last_term: reader.term(end_index - 1),
+            end_term: reader.term(end_index),
+            committed,
+        };
         // Unless a new leader replaced them meanwhile: then the term behind them says nothing about these.
         match entries.last() {
             Some(last) if reader.term(last.meta.index) == Some(last.meta.term) => {
-                Ok((entries, next_term, committed))
+                Ok((entries, origin))
             }
             _ => Err(missing(format!("entry {first_index} was replaced just now"))),
         }

@@ -157,6 +157,11 @@ impl Worker {
             }
             Input::Remove { group, done } => {
                 if let Some(replica) = self.replicas.remove(&group) {
+                    // Opened again, it must not know less than it does now of what had been durable.
+                    let state = (group, replica.core.hard_state());
+                    if let Err(error) = self.journal.lock().put(&[state]) {
+                        tracing::warn!(group, %error, "the hard state of a replica could not be saved");
+                    }
                     self.abandon(replica);
                 }
                 self.sync_queue.remove(group, done);

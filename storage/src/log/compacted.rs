@@ -14,9 +14,10 @@ mod receive;
 mod tests;
 mod writer;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -47,6 +48,9 @@ pub struct Compacted {
     shared: Arc<Shared>,
 }
 
+/// Read at once when files are verified.
+const VERIFY_BYTES: u64 = 1 << 20;
+
 /// Reads a compacted part. Cheap to clone; sees replacements at once.
 #[derive(Clone, Debug)]
 pub struct CompactedReader {
@@ -61,6 +65,8 @@ struct Shared {
     next_file: AtomicU64,
     state: RwLock<Arc<State>>,
     open: OpenSealed,
+    /// The part was closed: what is still being staged for it comes to nothing, and its files are no longer ours to touch.
+    is_closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -114,6 +120,7 @@ impl Compacted {
             next_file: AtomicU64::new(next_file),
             state: RwLock::new(Arc::new(state)),
             open,
+            is_closed: AtomicBool::new(false),
         };
         if is_there {
             // A process that ended in the middle may have left a manifest whose name is not durable yet, and what it
@@ -136,6 +143,33 @@ impl Compacted {
     /// Where the dense log goes on; `None` before anything was compacted.
     pub fn end(&self) -> Option<LogStart> {
         self.shared.state().manifest.as_ref().map(|manifest| manifest.end)
+    }
+
+    /// Reads every file and compares it with the manifest. `Corrupt` at the first that is not what was written.
+    pub fn verify(&self) -> Result<(), StorageError> {
+        let shared = &self.shared;
+        for info in shared.state().infos() {
+            let path = shared.dir.join(file_name(info.file));
+            let file = shared.disk.open(&path, 0).io_context("open", &path)?;
+            let mut hasher = crc32fast::Hasher::new();
+            let mut from = 0;
+            while from < info.bytes {
+                let now = (info.bytes - from).min(VERIFY_BYTES);
+                let len = usize::try_from(now).unwrap_or(usize::MAX);
+                hasher.update(&file.read(from, len).io_context("read", &path)?);
+                from += now;
+            }
+            if hasher.finalize() != info.checksum {
+                let detail = "it does not have the checksum that its manifest says";
+                return Err(StorageError::corrupt(&path, info.first_index, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this was staged for this part as it is now: not for one that was opened before, nor before another replacement.
+    pub fn accepts(&self, staged: &StagedCompaction) -> bool {
+        staged.is_of(&self.shared) && staged.is_current()
     }
 
     /// Makes what was staged the compacted part; durable when it returns, and after a crash all or nothing of it has
@@ -164,6 +198,12 @@ impl Compacted {
             let _ = shared.disk.remove_file(&segment.path);
         }
         Ok(())
+    }
+}
+
+impl Drop for Compacted {
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
     }
 }
 
@@ -213,6 +253,9 @@ impl Shared {
 
     /// A name for a new file, and the directory to hold it.
     fn new_file(&self) -> Result<(u64, PathBuf), StorageError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(io::Error::from(io::ErrorKind::NotFound)).io_context("add to", &self.dir);
+        }
         if !self.disk.exists(&self.dir) {
             self.disk.create_dir_all(&self.dir).io_context("create", &self.dir)?;
         }

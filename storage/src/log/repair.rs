@@ -36,6 +36,17 @@ pub struct Gap {
     pub end_index: u64,
 }
 
+/// What the log that entries come from says of the gap that they were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Term of its entry right before the gap's end.
+    pub last_term: Option<u64>,
+    /// Term of its entry at the gap's end: the first one behind it.
+    pub end_term: Option<u64>,
+    /// The last entry known there to be committed.
+    pub committed: u64,
+}
+
 /// What stands behind a gap, and proves that the entries supplied for it are the right ones.
 #[derive(Clone, Copy, Debug)]
 enum Anchor {
@@ -144,17 +155,12 @@ impl Repair {
         self.repaired
     }
 
-    /// Takes entries for the gap, from its first on and in order; they need not fill it. `next_term` is the term, on the log
-    /// they come from, of the entry after the last of them, and `committed` the last entry known there to be committed.
+    /// Takes entries for the gap, from its first on and in order; they need not fill it. `origin` was read from the log that they
+    /// come from after they were, while they were still in it.
     /// `Corrupt` if they are not the ones that were lost: the segment begins anew, and another replica should be asked.
-    pub fn supply(
-        &mut self,
-        entries: &[StoredEntry],
-        next_term: Option<u64>,
-        committed: u64,
-    ) -> Result<(), StorageError> {
+    pub fn supply(&mut self, entries: &[StoredEntry], origin: Origin) -> Result<(), StorageError> {
         let Some((gap, anchor)) = self.gap else { return Ok(()) };
-        let outcome = self.try_supply(gap, anchor, entries, next_term, committed);
+        let outcome = self.try_supply(gap, anchor, entries, origin);
         if let Err(StorageError::Corrupt { .. }) = &outcome {
             self.rebuild = None;
             self.gap = None;
@@ -168,14 +174,25 @@ impl Repair {
         gap: Gap,
         anchor: Anchor,
         entries: &[StoredEntry],
-        next_term: Option<u64>,
-        committed: u64,
+        origin: Origin,
     ) -> Result<(), StorageError> {
         let Some(rebuild) = &mut self.rebuild else { return Ok(()) };
         let path = rebuild.path.clone();
         let mismatch = |index: u64, detail: &str| {
             Err(StorageError::corrupt(&path, index, format!("the supplied entry {detail}")))
         };
+        // Each part has to prove itself, since the next may come from another log.
+        let proven = match anchor {
+            Anchor::Entry { term, .. } => origin.end_term == Some(term),
+            Anchor::Segment(start) => origin.last_term == Some(start.prev_term),
+            Anchor::Unknown => true,
+        };
+        if !proven {
+            return mismatch(
+                gap.first_index,
+                "comes from a log without the intact one behind the gap",
+            );
+        }
         for entry in entries {
             let (meta, end) = (&entry.meta, &rebuild.end);
             if meta.index != end.first_index || meta.index >= gap.end_index {
@@ -184,7 +201,7 @@ impl Repair {
             if meta.term < end.prev_term || entry.base_offset != end.next_offset {
                 return mismatch(meta.index, "does not follow the one before it");
             }
-            if matches!(anchor, Anchor::Unknown) && meta.index > committed {
+            if matches!(anchor, Anchor::Unknown) && meta.index > origin.committed {
                 return mismatch(meta.index, "is not known to be committed");
             }
             rebuild.append_entry(entry)?;
@@ -196,7 +213,7 @@ impl Repair {
         }
         let fits = match anchor {
             Anchor::Entry { term, base_offset } => {
-                next_term == Some(term) && end.prev_term <= term && end.next_offset == base_offset
+                end.prev_term <= term && end.next_offset == base_offset
             }
             Anchor::Segment(start) => end == start,
             Anchor::Unknown => true,

@@ -9,6 +9,7 @@ use highwater_proto::v1::Acks;
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use super::ready::RoomFor;
 use super::waiters::Waiter;
 use super::{
     Answer, Appended, COMMAND_BYTES_MAX, Core, Derived, Effects, Proposal, ProposalBody,
@@ -205,7 +206,7 @@ impl Core {
             return Ok(());
         }
         let (bytes, entries) = (draft.bytes, draft.entries.len());
-        if let Err(error) = self.make_room(bytes, entries, draft.has_batches, effects) {
+        if let Err(error) = self.make_room(bytes, entries, draft.room_for(), effects) {
             tracing::warn!(group = self.group, %error, "no room for proposals");
             // From now on batches are refused one by one, and what makes room, as the log's new start, gets through.
             self.reserve.release();
@@ -236,7 +237,9 @@ impl Core {
         for waiter in at_append {
             let answer = match &self.broken {
                 None => Ok(Answer::Appended(waiter.appended)),
-                Some(Quarantine { why, .. }) => Err(BrokerError::Quarantined { why: why.clone() }),
+                Some(_) => Err(BrokerError::OutcomeUnknown {
+                    why: "the replica was quarantined while the batch was appended",
+                }),
             };
             effects.answers.push((waiter.token, answer));
         }
@@ -288,6 +291,10 @@ impl Draft {
             ..*self
         };
         std::mem::replace(self, rest)
+    }
+
+    fn room_for(&self) -> RoomFor {
+        if self.has_batches { RoomFor::OwnBatches } else { RoomFor::Control }
     }
 
     fn check_room(&self, bytes: u64, uncommitted: u64) -> Result<(), BrokerError> {

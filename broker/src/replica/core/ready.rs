@@ -26,6 +26,18 @@ const FRAME_OVERHEAD_BYTES: u64 = 128;
 /// Kept free in the active segment for entries that raft adds by itself, so that a full disk does not stop an election.
 const SLACK_BYTES: u64 = 8 << 10;
 
+/// What is to be appended, which says whose room it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RoomFor {
+    /// What runs the group.
+    Control,
+    /// Batches that a publisher can keep.
+    OwnBatches,
+    /// Batches that the leader's log holds already. Behind them may stand the entry that makes room, a new log start, so that a
+    /// follower takes some of them into the reserve.
+    LeadersBatches,
+}
+
 impl Core {
     /// Handles everything that is ready. Called after every change, so that between calls all of raft's log is in the log.
     pub(super) fn handle_ready(&mut self, effects: &mut Effects) {
@@ -161,23 +173,35 @@ impl Core {
     }
 
     /// Makes sure that entries can be appended before raft takes them, since it cannot give them back. Rolls first
-    /// where they would not fit the segment. The reserve is for what runs the group: batches wait until it is whole again.
+    /// where they would not fit the segment. The reserve is for what runs the group: a leader takes no batches until it is whole again.
     pub(super) fn make_room(
         &mut self,
         bytes: u64,
         entries: usize,
-        has_batches: bool,
+        room_for: RoomFor,
         effects: &mut Effects,
     ) -> Result<(), StorageError> {
-        if !has_batches {
-            return self.insist(|core| core.try_make_room(bytes, entries, effects));
-        }
-        if !self.reserve.is_whole() {
+        let full = |core: &Self| {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-            let path = self.files.dir().to_owned();
-            return Err(StorageError::Io { operation: "append batches to", path, source });
+            let path = core.files.dir().to_owned();
+            Err(StorageError::Io { operation: "append batches to", path, source })
+        };
+        match (room_for, self.reserve.is_whole()) {
+            (RoomFor::Control, _) => {
+                self.insist(|core| core.try_make_room(bytes, entries, effects))
+            }
+            (RoomFor::OwnBatches, false) => full(self),
+            (RoomFor::OwnBatches, true) => self.try_make_room(bytes, entries, effects),
+            (RoomFor::LeadersBatches, false) if !self.reserve.draw(bytes) => full(self),
+            (RoomFor::LeadersBatches, false) => self.try_make_room(bytes, entries, effects),
+            (RoomFor::LeadersBatches, true) => match self.try_make_room(bytes, entries, effects) {
+                Err(error) if error.is_disk_full() && self.reserve.draw(bytes) => {
+                    self.reserve.release();
+                    self.try_make_room(bytes, entries, effects)
+                }
+                outcome => outcome,
+            },
         }
-        self.try_make_room(bytes, entries, effects)
     }
 
     /// Writes what must be written though the disk is full: with the room of the reserve. Only what may be tried again after
@@ -187,9 +211,12 @@ impl Core {
         mut write: impl FnMut(&mut Self) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
         match write(self) {
-            Err(error) if error.is_disk_full() && self.reserve.release() => {
-                let group = self.group;
-                tracing::warn!(group, %error, "the disk is full; publishing stops until there is room");
+            Err(error) if error.is_disk_full() => {
+                if self.reserve.release() {
+                    let group = self.group;
+                    tracing::warn!(group, %error, "the disk is full; publishing stops until there is room");
+                }
+                // Somebody else may have given the room away a moment ago: it is tried again in any case.
                 write(self)
             }
             outcome => outcome,
@@ -407,9 +434,10 @@ impl Core {
     pub(crate) fn swap_compacted(&mut self, mut staged: StagedCompaction) -> bool {
         let end = staged.manifest().end;
         let fits = self.broken.is_none()
-            && staged.is_current()
+            && self.compacted.accepts(&staged)
             && self.log.first_index() <= end.first_index
             && self.log.reader().term(end.first_index - 1) == Some(end.prev_term)
+            && self.log.reader().end_offset(end.first_index - 1) == Some(end.next_offset)
             && end.first_index <= self.settled_index() + 1;
         if !fits {
             return false;

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{CompactedManifest, CompactedSegment, Shared};
 use crate::disk::DiskFile;
@@ -41,6 +42,10 @@ impl Unnamed {
 
 impl Drop for Unnamed {
     fn drop(&mut self) {
+        if self.shared.is_closed.load(Ordering::Acquire) {
+            // Whoever opens the part again removes what does not count, and may have files of these names by now.
+            return;
+        }
         for path in &self.paths {
             // Best effort: what stays behind is removed when the part is opened again.
             let _ = self.shared.disk.remove_file(path);

@@ -4,7 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::log::repair::Repair;
+use crate::log::repair::{Origin, Repair};
 
 /// A log of 40 entries over many segments, in terms 1 and 2, all durable, and an intact twin.
 fn twins(seed: u64) -> (SimDisk, Arc<dyn Disk>, Log) {
@@ -32,10 +32,14 @@ fn heal(repair: &mut Repair, donor: &Log, committed: u64) -> Result<Vec<u64>, St
     while let Some(gap) = repair.gap() {
         let entries = reader.entries(gap.first_index, gap.end_index, 250).unwrap();
         asked.extend(entries.iter().map(|entry| entry.meta.index));
-        let next_term = reader.term(gap.first_index + entries.len() as u64);
-        repair.supply(&entries, next_term, committed)?;
+        repair.supply(&entries, origin(donor, gap, committed))?;
     }
     Ok(asked)
+}
+
+fn origin(donor: &Log, gap: Gap, committed: u64) -> Origin {
+    let term = |index| donor.reader().term(index);
+    Origin { last_term: term(gap.end_index - 1), end_term: term(gap.end_index), committed }
 }
 
 fn damage(sim: &SimDisk, path: &Path, offset: u64) {
@@ -117,6 +121,32 @@ fn entries_of_another_history_are_refused() {
     assert_eq!(all(&open(&disk).0), all(&donor));
 }
 
+/// The first part of a gap from a log that has other entries there, and nothing behind them.
+#[test]
+fn a_part_of_a_gap_from_another_history_is_refused() {
+    let (sim, disk, donor) = twins(6);
+    let (_, other_disk) = super::sim(9);
+    let mut other = create(&other_disk);
+    let at = donor.segments().iter().position(|s| s.first_index > 20).unwrap();
+    let first = donor.segments()[at].first_index;
+    // Entries of the same sizes and terms as the lost ones, of which the first two were never committed.
+    fill(&mut other, first - 1, 1);
+    for index in [first, first + 1] {
+        other.append(&meta(index, 2, 2), &[&[9; 100]]).unwrap();
+    }
+    let path = &files(&disk, "log")[at];
+    for frame in 0..3 {
+        damage(&sim, path, 128 + frame * 184 + 20);
+    }
+    let mut repair = begin(&disk, 0).unwrap();
+    let gap = repair.gap().unwrap();
+    assert_eq!(gap, Gap { first_index: first, end_index: first + 3 });
+    let wrong = other.reader().entries(first, first + 2, u64::MAX).unwrap();
+    assert!(repair.supply(&wrong, origin(&other, gap, 0)).unwrap_err().is_corrupt());
+    heal(&mut repair, &donor, 0).unwrap();
+    assert_eq!(all(&open(&disk).0), all(&donor));
+}
+
 #[test]
 fn a_torn_tail_is_no_damage() {
     let (sim, disk, _) = twins(5);
@@ -139,7 +169,8 @@ fn a_torn_tail_is_no_damage() {
     damage(&sim, &newest, position + 100);
     let mut repair = begin(&disk, 43).unwrap();
     assert_eq!(repair.gap(), Some(Gap { first_index: 42, end_index: 43 }));
-    repair.supply(&whole[41..42], Some(2), 0).unwrap();
+    let origin = Origin { last_term: Some(2), end_term: Some(2), committed: 0 };
+    repair.supply(&whole[41..42], origin).unwrap();
     assert_eq!(all(&try_open(&disk, 43).unwrap().0), whole);
 }
 
@@ -176,8 +207,7 @@ fn whatever_is_damaged_is_whole_after_repair_and_a_crash_in_it() {
                 if let Some(gap) = gap {
                     let entries =
                         donor.reader().entries(gap.first_index, gap.end_index, 250).unwrap();
-                    let next = donor.reader().term(gap.first_index + entries.len() as u64);
-                    repair.supply(&entries, next, 40)?;
+                    repair.supply(&entries, origin(&donor, gap, 40))?;
                 }
                 drop(repair);
                 sim.crash();

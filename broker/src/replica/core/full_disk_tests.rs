@@ -239,6 +239,40 @@ fn batches_are_refused_but_a_new_log_start_is_taken_while_the_disk_is_full() {
     group.assert_in_service();
 }
 
+/// The entry that makes room stands behind batches that the leader has taken: followers without room take those too.
+#[test]
+fn a_new_log_start_gets_through_to_followers_without_room() {
+    let mut group = Group::new(3, RESERVE_BYTES);
+    group.publish(1, 8, 20 << 10);
+    group.fill(2, 0);
+    group.fill(3, 0);
+    let mut published = 8;
+    while group.members[&2].reserve.is_whole() || group.members[&3].reserve.is_whole() {
+        let token = group.publish(1, 1, 20 << 10)[0];
+        assert_eq!(group.outcome(token), "ok", "after {published}");
+        published += 1;
+        assert!(published < 30);
+    }
+    let trim = Proposal { token: 1_000, body: ProposalBody::AdvanceLogStart(7) };
+    group.call(1, |core, effects| core.propose(vec![trim], 1, effects));
+    assert_eq!(group.outcome(1_000), "ok");
+    // But not without end: the other half of the reserve is for what runs the group.
+    let mut waiting = None;
+    for _ in 0..60 {
+        let token = group.publish(1, 1, 20 << 10)[0];
+        if group.outcome(token) == "waiting" {
+            waiting = Some(token);
+            break;
+        }
+    }
+    let waiting = waiting.expect("followers stop taking batches");
+    group.assert_in_service();
+    group.make_room(2);
+    group.ticks(20);
+    assert_eq!(group.outcome(waiting), "ok");
+    group.assert_in_service();
+}
+
 #[test]
 fn a_restarted_replica_is_elected_on_a_full_disk() {
     let mut group = Group::new(3, RESERVE_BYTES);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::internal::{ReplicaCheckpoint, ReplicaState};
-use highwater_storage::{Disk, StorageError, read_small_file, write_small_file};
+use highwater_storage::{Disk, LogReader, StorageError, read_small_file, write_small_file};
 use prost::Message;
 
 const STATE_MAGIC: [u8; 8] = *b"HWREPLIC";
@@ -53,6 +53,19 @@ impl SmallFiles {
     ) -> Result<(), StorageError> {
         let path = self.dir.join(checkpoint_name(checkpoint.index));
         write_small_file(&*self.disk, &path, CHECKPOINT_MAGIC, VERSION, &checkpoint.encode_to_vec())
+    }
+
+    /// The same for a checkpoint that was made a while ago: not if its entry has been cut from the log since. The one for the
+    /// entry that is there now may have been stored already, and the log may begin right behind it.
+    pub(crate) fn store_checkpoint_of(
+        &self,
+        log: &LogReader,
+        checkpoint: &ReplicaCheckpoint,
+    ) -> Result<(), StorageError> {
+        if log.term(checkpoint.index) != Some(checkpoint.term) {
+            return Ok(());
+        }
+        self.store_checkpoint(checkpoint)
     }
 
     /// Indexes of all checkpoints, ascending.
@@ -122,4 +135,46 @@ impl SmallFiles {
 
 fn checkpoint_name(index: u64) -> String {
     format!("{CHECKPOINT_PREFIX}{index:020}")
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_storage::{EntryMeta, Log, LogOptions, LogStart, SimDisk};
+
+    use super::*;
+
+    fn append(log: &mut Log, index: u64, term: u64) {
+        let meta = EntryMeta {
+            index,
+            term,
+            kind: 2,
+            offset_span: 0,
+            append_time_ms: 0,
+            max_timestamp_ms: 0,
+        };
+        log.append(&meta, &[]).unwrap();
+    }
+
+    /// A checkpoint waited for a slow disk while its entry was cut and the log came to begin behind the one in its place.
+    #[test]
+    fn a_checkpoint_of_an_entry_that_was_cut_does_not_replace_that_of_the_entry_in_its_place() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let dir = Path::new("/group");
+        disk.create_dir_all(dir).unwrap();
+        let start = LogStart { first_index: 6, prev_term: 5, next_offset: 0 };
+        let mut log = Log::create(Arc::clone(&disk), dir, start, LogOptions::default()).unwrap();
+        let files = SmallFiles::new(disk, dir);
+        let checkpoint =
+            |term| ReplicaCheckpoint { index: 7, term, ..ReplicaCheckpoint::default() };
+        append(&mut log, 6, 6);
+        append(&mut log, 7, 6);
+        let waiting = checkpoint(6);
+        log.truncate_suffix(7).unwrap();
+        append(&mut log, 7, 7);
+        files.store_checkpoint(&checkpoint(7)).unwrap();
+        files.store_checkpoint_of(&log.reader(), &waiting).unwrap();
+        assert_eq!(files.load_checkpoint(7).unwrap().term, 7);
+        files.store_checkpoint_of(&log.reader(), &checkpoint(7)).unwrap();
+        assert_eq!(files.load_checkpoint(7).unwrap().term, 7);
+    }
 }

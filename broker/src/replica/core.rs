@@ -653,7 +653,6 @@ impl Core {
         self.elections
     }
 
-    #[cfg(test)]
     pub(crate) fn reader(&self) -> highwater_storage::LogReader {
         self.log.reader()
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use highwater_proto::internal::ReplicaCheckpoint;
-use highwater_storage::{HardStateJournal, SyncPoint, sync_group};
+use highwater_storage::{HardStateJournal, LogReader, SyncPoint, sync_group};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -30,7 +30,7 @@ struct Gathered {
     /// By group; a later point covers an earlier one.
     points: BTreeMap<u64, (u64, SyncPoint)>,
     journal: bool,
-    checkpoints: Vec<(SmallFiles, ReplicaCheckpoint)>,
+    checkpoints: Vec<(SmallFiles, LogReader, ReplicaCheckpoint)>,
     /// Groups that are gone: nothing of them is touched any more once this is answered.
     removed: Vec<(u64, oneshot::Sender<()>)>,
     stop: bool,
@@ -59,7 +59,7 @@ pub(crate) struct SyncRequest {
     pub(crate) points: Vec<Synced>,
     /// Hard states were put into the journal.
     pub(crate) journal: bool,
-    pub(crate) checkpoints: Vec<(SmallFiles, ReplicaCheckpoint)>,
+    pub(crate) checkpoints: Vec<(SmallFiles, LogReader, ReplicaCheckpoint)>,
 }
 
 impl SyncQueue {
@@ -125,9 +125,9 @@ impl Syncer {
                 .map(|(group, (number, point))| Synced { group, number, point })
                 .collect();
             self.inbox.push(Input::Synced(synced));
-            for (files, checkpoint) in &gathered.checkpoints {
+            for (files, log, checkpoint) in &gathered.checkpoints {
                 // Derived state: without it, an older one and more of the log do as well.
-                if let Err(error) = files.store_checkpoint(checkpoint) {
+                if let Err(error) = files.store_checkpoint_of(log, checkpoint) {
                     tracing::warn!(%error, "a checkpoint could not be written");
                 }
             }

@@ -336,7 +336,8 @@ impl Worker {
                 request.points.push(Synced { group, number, point });
             }
             for checkpoint in effects.checkpoints {
-                request.checkpoints.push((replica.core.files().clone(), checkpoint));
+                let files = replica.core.files().clone();
+                request.checkpoints.push((files, replica.core.reader(), checkpoint));
             }
             if effects.appended_entries > 0 {
                 self.metrics.append_done(effects.appended_bytes, effects.appended_entries);

@@ -56,6 +56,7 @@ impl SimDisk {
                 next_inode: 0,
                 volatile: BTreeMap::new(),
                 durable: BTreeMap::new(),
+                unsynced_names: BTreeSet::new(),
                 files: BTreeMap::new(),
                 failures: Vec::new(),
                 capacity: None,
@@ -126,6 +127,8 @@ struct State {
     next_inode: u64,
     volatile: Names,
     durable: Names,
+    /// Names that differ (or may) between the two.
+    unsynced_names: BTreeSet<String>,
     files: BTreeMap<u64, FileState>,
     failures: Vec<(SimOp, u32, io::ErrorKind)>,
     capacity: Option<u64>,
@@ -229,6 +232,16 @@ impl State {
         is_root(dir) || self.volatile.get(text(dir)) == Some(&Node::Dir)
     }
 
+    /// Gives a path another meaning, or none; not durable yet.
+    fn name(&mut self, path: &Path, node: Option<Node>) {
+        let path = text(path);
+        match node {
+            Some(node) => self.volatile.insert(path.to_owned(), node),
+            None => self.volatile.remove(path),
+        };
+        self.unsynced_names.insert(path.to_owned());
+    }
+
     fn file_at(&self, path: &Path) -> io::Result<u64> {
         match self.volatile.get(text(path)) {
             Some(Node::File(inode)) => Ok(*inode),
@@ -290,24 +303,33 @@ impl State {
 
     /// Every name that changed since its directory was synced takes the old or the new meaning.
     fn crash_names(&mut self) {
-        let mut paths: Vec<String> =
-            self.volatile.keys().chain(self.durable.keys()).cloned().collect();
-        // A directory's name is the beginning of its children's, so it comes before them.
-        paths.sort();
-        paths.dedup();
+        let unsynced = std::mem::take(&mut self.unsynced_names);
+        let mut kept = std::mem::take(&mut self.durable);
+        for path in unsynced {
+            let (new, old) = (self.volatile.get(&path).copied(), kept.get(&path).copied());
+            if new != old && self.coin() {
+                match new {
+                    Some(node) => kept.insert(path, node),
+                    None => kept.remove(&path),
+                };
+            }
+        }
         let mut names = Names::new();
-        for path in paths {
-            let (new, old) = (self.volatile.get(&path).copied(), self.durable.get(&path).copied());
-            let kept = if new == old || self.coin() { new } else { old };
+        // A directory's name is the beginning of its children's, so it comes before them.
+        for (path, node) in kept {
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            let parent_kept = parent.is_empty() || names.get(parent) == Some(&Node::Dir);
-            if let Some(node) = kept
-                && parent_kept
-            {
+            if parent.is_empty() || names.get(parent) == Some(&Node::Dir) {
                 names.insert(path, node);
             }
         }
-        self.files.retain(|inode, _| names.values().any(|node| *node == Node::File(*inode)));
+        let inodes: BTreeSet<u64> = names
+            .values()
+            .filter_map(|node| match node {
+                Node::File(inode) => Some(*inode),
+                Node::Dir => None,
+            })
+            .collect();
+        self.files.retain(|inode, _| inodes.contains(inode));
         self.volatile = names.clone();
         self.durable = names;
     }
@@ -318,15 +340,18 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap_or_default()
 }
 
-/// What lies directly in `dir`, with its name there.
-fn children<'a>(names: &'a Names, dir: &Path) -> impl Iterator<Item = (&'a String, &'a str, Node)> {
+/// What the paths below `dir` begin with.
+fn prefix(dir: &Path) -> String {
     let mut prefix = text(dir).to_owned();
     if !prefix.is_empty() && !prefix.ends_with('/') {
         prefix.push('/');
     }
-    let from = names.range(prefix.clone()..);
-    from.map_while(move |(path, node)| Some((path, path.strip_prefix(&prefix)?, *node)))
-        .filter(|(_, name, _)| !name.is_empty() && !name.contains('/'))
+    prefix
+}
+
+/// Whether a path that begins with `prefix` lies directly there.
+fn is_child(path: &str, prefix: &str) -> bool {
+    path.len() > prefix.len() && !path[prefix.len()..].contains('/')
 }
 
 /// The roots of absolute and of relative paths always exist.
@@ -342,7 +367,7 @@ impl Disk for SimDisk {
                 Some(Node::File(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
                 Some(Node::Dir) => {}
                 None => {
-                    state.volatile.insert(text(ancestor).to_owned(), Node::Dir);
+                    state.name(ancestor, Some(Node::Dir));
                 }
             }
         }
@@ -351,7 +376,11 @@ impl Disk for SimDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state.lock();
-        Ok(children(&state.volatile, dir).map(|(_, name, _)| name.to_owned()).collect())
+        let prefix = prefix(dir);
+        let from = state.volatile.range(prefix.clone()..).map(|(path, _)| path);
+        let below = from.take_while(|path| path.starts_with(&prefix));
+        let here = below.filter(|path| is_child(path, &prefix));
+        Ok(here.map(|path| path[prefix.len()..].to_owned()).collect())
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -371,7 +400,7 @@ impl Disk for SimDisk {
         let inode = state.next_inode;
         state.next_inode += 1;
         state.files.insert(inode, FileState::default());
-        state.volatile.insert(text(path).to_owned(), Node::File(inode));
+        state.name(path, Some(Node::File(inode)));
         Ok(self.handle(state.boot, inode))
     }
 
@@ -389,8 +418,8 @@ impl Disk for SimDisk {
         if state.volatile.get(text(to)) == Some(&Node::Dir) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        state.volatile.remove(text(from));
-        state.volatile.insert(text(to).to_owned(), Node::File(inode));
+        state.name(from, None);
+        state.name(to, Some(Node::File(inode)));
         Ok(())
     }
 
@@ -398,7 +427,7 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         state.check_failure(SimOp::Remove)?;
         state.file_at(path)?;
-        state.volatile.remove(text(path));
+        state.name(path, None);
         Ok(())
     }
 
@@ -408,7 +437,15 @@ impl Disk for SimDisk {
         if !state.dir_exists(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        state.volatile.retain(|path, _| !Path::new(path).starts_with(dir));
+        let gone: Vec<String> = state
+            .volatile
+            .keys()
+            .filter(|path| Path::new(path).starts_with(dir))
+            .cloned()
+            .collect();
+        for path in gone {
+            state.name(Path::new(&path), None);
+        }
         Ok(())
     }
 
@@ -418,18 +455,20 @@ impl Disk for SimDisk {
         if !state.dir_exists(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let gone: Vec<String> = children(&state.durable, dir)
-            .filter(|(path, _, _)| !state.volatile.contains_key(*path))
-            .map(|(path, _, _)| path.clone())
+        let prefix = prefix(dir);
+        let from = state.unsynced_names.range(prefix.clone()..);
+        let now: Vec<String> = from
+            .take_while(|path| path.starts_with(&prefix))
+            .filter(|path| is_child(path, &prefix))
+            .cloned()
             .collect();
-        for path in &gone {
-            state.durable.remove(path);
+        for path in now {
+            state.unsynced_names.remove(&path);
+            match state.volatile.get(&path).copied() {
+                Some(node) => state.durable.insert(path, node),
+                None => state.durable.remove(&path),
+            };
         }
-        let now: Vec<(String, Node)> = children(&state.volatile, dir)
-            .filter(|(path, _, node)| state.durable.get(*path) != Some(node))
-            .map(|(path, _, node)| (path.clone(), node))
-            .collect();
-        state.durable.extend(now);
         Ok(())
     }
 
@@ -440,6 +479,7 @@ impl Disk for SimDisk {
         let inodes: Vec<u64> = state.files.keys().copied().collect();
         inodes.into_iter().for_each(|inode| state.sync_inode(inode));
         state.durable = state.volatile.clone();
+        state.unsynced_names.clear();
         Ok(true)
     }
 }

@@ -18,6 +18,7 @@ use super::ledger::Ledger;
 use super::network::Packet;
 use super::oracle::View;
 use super::plan::{Kind, Plant, Tally};
+use crate::replica::checkpoint::SmallFiles;
 use crate::replica::convert;
 use crate::replica::core::{
     Answer, Birth, Core, CoreConfig, Effects, OpenError, Persist, Proposal, ProposalBody,
@@ -34,8 +35,8 @@ pub(super) const SLICES_PER_TICK: u64 = 5;
 pub(super) const ELECTION_TICKS: u32 = 10;
 const HEARTBEAT_TICKS: u32 = 2;
 const TICKS_PER_RETENTION_CHECK: u64 = 40;
-/// Kept back for what must be written on a full disk.
-const RESERVE_BYTES: u64 = 256 << 10;
+/// Kept back for what must be written on a full disk: that includes all of the message that finds out.
+const RESERVE_BYTES: u64 = 4 << 20;
 const TICKS_PER_RESERVE_CHECK: u64 = 8;
 /// Wall clock when the simulation begins.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -198,6 +199,14 @@ impl Machine {
         Ok(())
     }
 
+    /// The checkpoints on the disk, by index and term, for whoever looks for what went wrong.
+    pub(super) fn checkpoints(&self) -> Vec<(u64, Option<u64>)> {
+        let files = SmallFiles::new(Arc::new(self.disk.clone()), DIR.as_ref());
+        let indexes = files.checkpoints().unwrap_or_default();
+        let term = |index| files.load_checkpoint(index).map(|checkpoint| checkpoint.term);
+        indexes.into_iter().map(|index| (index, term(index))).collect()
+    }
+
     /// Ends the process: with the power, or with what a clean end saves, or just so.
     pub(super) fn stop(&mut self, now: u64) {
         self.running = None;
@@ -249,7 +258,7 @@ impl Machine {
                 core.persisted(last.number, &last.point, &mut effects);
             }
             for checkpoint in syncing.checkpoints {
-                match core.files().store_checkpoint(&checkpoint) {
+                match core.files().store_checkpoint_of(&core.reader(), &checkpoint) {
                     Err(error) if !error.is_disk_full() => panic!("a checkpoint: {error}"),
                     _ => {}
                 }
@@ -325,7 +334,10 @@ impl Machine {
             outcome.packets.push((ack.to_replica - REPLICA_BASE, Packet::Appended(ack)));
         }
         outcome.answers = answers;
-        outcome.stopped = running.core.broken().map(|quarantine| quarantine.why.clone());
+        let reserve = if running.reserve.is_whole() { "whole" } else { "in use" };
+        outcome.stopped = running.core.broken().map(|quarantine| {
+            format!("{}; the reserve of disk space is {reserve}", quarantine.why)
+        });
     }
 
     /// While one sync runs, the next group gathers.
@@ -340,6 +352,18 @@ impl Machine {
             };
             running.in_flight = Some((now + slices, std::mem::take(&mut running.gathered)));
         }
+    }
+
+    /// Leaves only so much room on the disk until then. Not while the reserve is in use: whoever takes that too can stop a
+    /// replica until there is room and its process has started again.
+    pub(super) fn fill_disk(&mut self, until: u64, room: u64) -> bool {
+        let is_whole = self.running.as_ref().is_some_and(|running| running.reserve.is_whole());
+        let fits = is_whole && self.full_until == 0;
+        if fits {
+            self.full_until = until;
+            self.disk.set_capacity(Some(self.disk.used_bytes() + room));
+        }
+        fits
     }
 
     /// What an orderly end saves.

@@ -316,7 +316,11 @@ impl World {
         let seed = self.random.random();
         let machine = self.machines.get_mut(&node).expect("a known node");
         if let Err(error) = machine.start(&self.setting, seed) {
-            assert!(error.is_disk_full() && machine.full_until > 0, "node {node}: {error}");
+            assert!(
+                error.is_disk_full() && machine.full_until > 0,
+                "node {node}: {error}; checkpoints: {:?}",
+                machine.checkpoints()
+            );
             machine.restart_at = self.now + 50;
             self.tally.count("kept from starting by a full disk");
             return;
@@ -359,11 +363,10 @@ impl World {
                 self.machine(node).slow_until = until;
             }
             Accident::FullDisk => {
-                self.tally.count("full disks");
                 let room = self.random.random_range(0..30_000);
-                let machine = self.machine(node);
-                machine.full_until = until;
-                machine.disk.set_capacity(Some(machine.disk.used_bytes() + room));
+                if self.machine(node).fill_disk(until, room) {
+                    self.tally.count("full disks");
+                }
             }
             Accident::ClockJump => {
                 self.tally.count("clocks that jumped");

@@ -367,6 +367,10 @@ impl Config {
             let why = "must be at least limits.in_flight_bytes_per_connection".to_owned();
             return conflict("limits.in_flight_bytes", why);
         }
+        if (1..batch_bytes_max).contains(&self.storage.reserve_bytes) {
+            let why = format!("must hold at least one batch: set {batch_bytes_max} or more, or 0");
+            return conflict("storage.reserve_bytes", why);
+        }
         Ok(())
     }
 

@@ -194,6 +194,8 @@ fn keys_that_do_not_go_together_are_refused() {
     assert!(error_text(&["raft.heartbeat_ticks=5"]).contains("set at least 11"));
     assert!(error_text(&["limits.in_flight_bytes_per_connection=1"]).contains("one batch"));
     assert!(error_text(&["limits.in_flight_bytes=5MiB"]).contains("at least"));
+    assert!(error_text(&["storage.reserve_bytes=1"]).contains("one batch"));
+    assert!(load_set(&["storage.reserve_bytes=0"]).is_ok());
 }
 
 #[test]

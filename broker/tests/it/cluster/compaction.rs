@@ -159,3 +159,42 @@ async fn a_transfer_that_is_cut_short_begins_again_and_leaves_no_half_log() {
     has_all(&nodes, behind, &live, 155).await;
     nodes.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_replica_that_is_replaced_gets_the_compacted_segments() {
+    let mut nodes = start().await;
+    let group = nodes.groups(TOPIC)[0];
+    let leader = nodes.leader(group).await;
+    let wiped = (leader + 1) % 3;
+    let mut live = Live::new();
+    publish(&nodes, leader, &mut live, 0..155).await;
+    until("everybody compacting", || async {
+        (0..3).all(|place| first_index(&nodes, place, group) > 100)
+    })
+    .await;
+    nodes.stop(wiped).await;
+    std::fs::remove_dir_all(nodes.group_dir(wiped, group)).unwrap();
+    nodes.run(wiped).await;
+    until("the loss being noticed", || async {
+        nodes.checks(wiped).contains("have the cluster replace the replica")
+    })
+    .await;
+    let leader = nodes.leader(group).await;
+    let request = v1::ReassignPartitionRequest {
+        topic: TOPIC.into(),
+        partition: 0,
+        node_ids: vec![],
+        replace_node_ids: vec![wiped as u64 + 1],
+    };
+    nodes.clients(leader).cluster().reassign_partition(request).await.unwrap();
+    until("the new replica", || async { nodes.broker(wiped).node().replica(group).is_some() })
+        .await;
+    publish(&nodes, leader, &mut live, 155..160).await;
+    is_level(&nodes, wiped, leader, group).await;
+    assert!(first_index(&nodes, wiped, group) > 100, "it came by snapshot");
+    has_all(&nodes, wiped, &live, 160).await;
+    nodes.stop_all().await;
+    nodes.run_all().await;
+    has_all(&nodes, wiped, &live, 160).await;
+    nodes.stop_all().await;
+}

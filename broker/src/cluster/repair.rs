@@ -147,8 +147,8 @@ impl Node {
     fn damaged(&self) -> Vec<GroupId> {
         let unusable = self.inner.unusable.lock();
         let closed = unusable.iter().filter(|(_, out)| out.quarantine.is_damage).map(|(g, _)| *g);
-        let open = self.inner.engine.all().into_iter();
-        let open = open.filter(|(_, handle)| handle.quarantined().is_some_and(|q| q.is_damage));
+        let open = self.inner.engine.quarantined().into_iter();
+        let open = open.filter(|(_, quarantine)| quarantine.is_damage);
         closed.chain(open.map(|(group, _)| group)).collect()
     }
 
@@ -160,11 +160,9 @@ impl Node {
         let closed = unusable
             .iter()
             .map(|(group, out)| (*group, replica(out.quarantine.why.clone(), out.repair.clone())));
-        let open = self.inner.engine.all().into_iter().filter_map(|(group, handle)| {
-            let quarantine = handle.quarantined().filter(|_| !unusable.contains_key(&group))?;
-            Some((group, replica(quarantine.why, String::new())))
-        });
-        closed.chain(open).collect()
+        let open = self.inner.engine.quarantined().into_iter();
+        let open = open.filter(|(group, _)| !unusable.contains_key(group));
+        closed.chain(open.map(|(group, q)| (group, replica(q.why, String::new())))).collect()
     }
 
     fn note_repair(&self, group: GroupId, repair: String) {

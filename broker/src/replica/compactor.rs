@@ -8,20 +8,19 @@
 //! without what those keys supersede. Batches that keep all their records are copied byte for byte.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use highwater_proto::batch::{BatchError, BatchView, CompactRecord, Compacted};
 use highwater_storage::{SegmentInfo, StagedCompaction, StorageError, StoredEntry};
-use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use super::background::Stopping;
 use super::engine::PartitionSettings;
 use super::handle::PartitionHandle;
 use super::inbox::Input;
 use super::key_map::KeyMap;
 use super::partition_reader::PartitionReader;
-use crate::env::{self, Clock};
+use crate::env::Clock;
 use crate::metrics::Metrics;
 
 /// Read at once.
@@ -39,67 +38,25 @@ pub(super) struct CompactorConfig {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// The thread, and how to end it.
-#[derive(Debug, Default)]
-pub(super) struct Compactor {
-    stopping: Arc<Stopping>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Debug, Default)]
-struct Stopping {
-    stopping: Mutex<bool>,
-    told: Condvar,
-}
-
-impl Stopping {
-    /// Waits; true if the thread should end.
-    fn within(&self, pause: Duration) -> bool {
-        let mut stopping = self.stopping.lock();
-        if !*stopping {
-            self.told.wait_for(&mut stopping, pause);
-        }
-        *stopping
-    }
-}
-
-impl Compactor {
-    /// Starts the thread. `replicas` lists what is in service, `None` once there is no engine any more.
-    pub(super) fn start(
-        &self,
-        config: CompactorConfig,
-        replicas: impl Fn() -> Option<Vec<PartitionHandle>> + Send + 'static,
-    ) -> std::io::Result<()> {
-        let stopping = Arc::clone(&self.stopping);
-        let thread = env::spawn_thread("compact", move || {
-            let mut passes = 0;
-            while !stopping.within(config.check) {
-                let Some(replicas) = replicas() else { return };
-                for replica in replicas {
-                    passes += 1;
-                    match look(&replica, &config, passes, &stopping) {
-                        Ok(()) => {}
-                        Err(PassError::Stopped) => return,
-                        Err(error) => {
-                            let group = replica.shared.group;
-                            tracing::warn!(group, %error, "a compaction failed; trying again later");
-                        }
-                    }
+/// The thread's body. `replicas` lists what is in service, `None` once there is no engine any more.
+pub(super) fn run(
+    config: &CompactorConfig,
+    replicas: impl Fn() -> Option<Vec<PartitionHandle>>,
+    stopping: &Stopping,
+) {
+    let mut passes = 0;
+    while !stopping.within(config.check) {
+        let Some(replicas) = replicas() else { return };
+        for replica in replicas {
+            passes += 1;
+            match look(&replica, config, passes, stopping) {
+                Ok(()) => {}
+                Err(PassError::Stopped) => return,
+                Err(error) => {
+                    let group = replica.shared.group;
+                    tracing::warn!(group, %error, "a compaction failed; trying again later");
                 }
             }
-        })?;
-        *self.thread.lock() = Some(thread);
-        Ok(())
-    }
-
-    /// Ends the thread within a step.
-    pub(super) fn stop(&self) {
-        *self.stopping.stopping.lock() = true;
-        self.stopping.told.notify_all();
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the compaction thread panicked");
         }
     }
 }

@@ -17,14 +17,15 @@ use highwater_storage::{
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::background::Background;
 use super::births;
 use super::checkpoint::SmallFiles;
-use super::compactor::{Compactor, CompactorConfig};
+use super::compactor::{self, CompactorConfig};
 use super::convert;
-use super::core::{Birth, Core, CoreConfig, Effects, OpenError, StateMachine};
+use super::core::{Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
 use super::handle::{PartitionHandle, Shared};
 use super::inbox::{Inbox, Input};
-use super::scrubber::Scrubber;
+use super::scrubber;
 use super::syncer::{SyncQueue, Syncer};
 use super::worker::{Replica, Worker};
 use crate::env::{self, Clock};
@@ -200,8 +201,8 @@ pub(super) struct Inner {
     spares: SparePool,
     open_sealed: OpenSealed,
     logger: slog::Logger,
-    scrubber: Scrubber,
-    compactor: Compactor,
+    scrubber: Background,
+    compactor: Background,
 }
 
 /// All replicas of a node. Cheap to clone.
@@ -232,8 +233,8 @@ impl Engine {
             journal,
             replicas: RwLock::default(),
             logger: super::logging::logger(),
-            scrubber: Scrubber::default(),
-            compactor: Compactor::default(),
+            scrubber: Background::default(),
+            compactor: Background::default(),
         };
         let engine = Self { inner: Arc::new(inner) };
         engine.start_background().map_err(|source| StorageError::Io {
@@ -256,7 +257,10 @@ impl Engine {
         if config.scrub_bytes_per_s > 0 {
             let metrics = Arc::clone(&config.metrics);
             let replicas = replicas(Arc::downgrade(&self.inner));
-            self.inner.scrubber.start(config.scrub_bytes_per_s, metrics, replicas)?;
+            let bytes_per_s = config.scrub_bytes_per_s;
+            self.inner.scrubber.start("scrub", move |stopping| {
+                scrubber::run(bytes_per_s, &metrics, replicas, stopping);
+            })?;
         }
         let compaction = CompactorConfig {
             check: config.retention_check,
@@ -265,7 +269,10 @@ impl Engine {
             clock: Arc::clone(&config.clock),
             metrics: Arc::clone(&config.metrics),
         };
-        self.inner.compactor.start(compaction, replicas(Arc::downgrade(&self.inner)))
+        let replicas = replicas(Arc::downgrade(&self.inner));
+        self.inner.compactor.start("compact", move |stopping| {
+            compactor::run(&compaction, replicas, &stopping);
+        })
     }
 
     /// Groups that have a directory here.
@@ -413,6 +420,12 @@ impl Engine {
             self.inner.replicas.read().iter().map(|(id, handle)| (*id, handle.clone())).collect();
         all.sort_unstable_by_key(|(id, _)| *id);
         all
+    }
+
+    /// Those of them that are quarantined, and why. Looked at often: nothing is copied but what is found.
+    pub(crate) fn quarantined(&self) -> Vec<(u64, Quarantine)> {
+        let replicas = self.inner.replicas.read();
+        replicas.iter().filter_map(|(id, handle)| Some((*id, handle.quarantined()?))).collect()
     }
 
     /// Applies other settings.

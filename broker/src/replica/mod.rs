@@ -4,6 +4,7 @@
 //! Owns: the raft crate (only here), producer states, checkpoints, the order of append, sync, send. Never: gRPC, topics'
 //! names.
 
+mod background;
 mod births;
 mod checkpoint;
 mod compactor;

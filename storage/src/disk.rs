@@ -3,6 +3,7 @@
 //! `RealDisk` is production; `SimDisk` keeps files in memory, loses on a crash what was not synced,
 //! and draws every choice from its seed. Knows nothing of frames or logs.
 
+mod journaled;
 mod real;
 mod sim;
 mod unsynced;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
+pub use journaled::{JournaledDisk, Unsynced};
 pub use real::RealDisk;
 pub use sim::{SimDisk, SimOp};
 pub use unsynced::UnsyncedDisk;
@@ -29,9 +31,11 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     /// Creates an empty file; fails if it exists. `mapped_len` is the most it will ever hold; with 0 the
     /// file is not mapped and reads copy.
     fn create(&self, path: &Path, mapped_len: u64) -> io::Result<Arc<dyn DiskFile>>;
-    /// Opens an existing file for reading and writing. `mapped_len` as in `create`.
+    /// Opens an existing file for reading and writing. `mapped_len` as in `create`. What is written to a file that is open more
+    /// than once is synced by the one it was written through.
     fn open(&self, path: &Path, mapped_len: u64) -> io::Result<Arc<dyn DiskFile>>;
-    /// Renames a file over whatever is at `to`. Durable once the directory is synced.
+    /// Renames a file over whatever is at `to`. Durable once the directory is synced. Whoever goes on using the file opens it
+    /// again by its new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file. Slices of it that readers hold stay valid.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
@@ -100,6 +104,10 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     fn sync(&self) -> io::Result<()>;
     /// Which file system the file is on, if that can be synced as a whole.
     fn file_system(&self) -> Option<u64> {
+        None
+    }
+    /// What of the file is not durable, if the disk keeps account of that.
+    fn unsynced(&self) -> Option<&Unsynced> {
         None
     }
     /// Makes everything on the file's file system durable; where that cannot be, only the file.

@@ -16,7 +16,7 @@ mod mapping;
 mod reserve;
 mod small_file;
 
-pub use disk::{Disk, DiskFile, Lease, RealDisk, SimDisk, SimOp, UnsyncedDisk};
+pub use disk::{Disk, DiskFile, JournaledDisk, Lease, RealDisk, SimDisk, SimOp, UnsyncedDisk};
 pub use error::StorageError;
 pub use hard_state::{HardState, HardStateJournal, JournalSyncPoint};
 pub use identity::{DirLock, Identity};

@@ -16,6 +16,7 @@ mod scrub;
 mod segment;
 mod spare;
 mod state;
+mod summary;
 mod sync;
 mod types;
 
@@ -47,6 +48,7 @@ use index::{Points, SparsePoint};
 use segment::{CreateFailure, Scan, Segment};
 use spare::Spare;
 use state::{SegmentEntry, Shared, State};
+use summary::Sealed;
 
 /// The file that says which segment the log begins with, once older ones were dropped.
 const START_FILE: &str = "start";
@@ -67,6 +69,8 @@ pub struct Log {
     /// Sealed segments that are not known to be durable to their ends, oldest first.
     sealed_unsynced: VecDeque<(Arc<Segment>, Arc<dyn DiskFile>)>,
     next_sequence: u64,
+    /// How many of the sealed segments the summary on disk speaks for.
+    summarized: usize,
     /// The file of a segment that was dropped, for the next one.
     spare: Option<Spare>,
     durable_index: u64,
@@ -172,6 +176,7 @@ impl Log {
             active,
             sealed_unsynced: VecDeque::new(),
             next_sequence,
+            summarized: 0,
             spare: None,
             durable_index,
             generation: 0,
@@ -452,6 +457,9 @@ impl Log {
     fn begin_generation(&mut self, active: Active, durable_index: u64) {
         self.active = active;
         self.sealed_unsynced.clear();
+        // The segment that was cut is not what it was; those before it are.
+        let unchanged = self.shared.state.read().segments.len().saturating_sub(2);
+        self.summarized = self.summarized.min(unchanged);
         self.durable_index = durable_index;
         self.generation += 1;
         self.dir_version += 1;
@@ -479,6 +487,7 @@ impl Log {
         let path = self.dir.join(START_FILE);
         write_small_file(&*self.shared.disk, &path, START_MAGIC, START_VERSION, &body)?;
         let gone = self.shared.state.write().cut_prefix(count);
+        self.summarized = self.summarized.saturating_sub(count);
         self.sealed_unsynced
             .retain(|(segment, _)| gone.iter().all(|e| !Arc::ptr_eq(&e.segment, segment)));
         let freed = gone.iter().map(|entry| entry.info.bytes).sum();
@@ -572,28 +581,44 @@ impl Log {
     fn finish_sealed(&mut self) {
         while let Some((segment, _)) = self.sealed_unsynced.front() {
             let sequence = segment.header.sequence;
-            let (info, last_term, epochs) = {
+            let scan = {
                 let state = self.shared.state.read();
                 let at = state.segments.iter().rposition(|e| e.segment.header.sequence == sequence);
-                let Some(info) = at.and_then(|at| state.segments.get(at)).map(|e| e.info) else {
-                    self.sealed_unsynced.pop_front();
-                    continue;
-                };
-                let last_term = state.term(info.end_index - 1).unwrap_or(info.start.prev_term);
-                (info, last_term, epochs_within(&state.epochs, &info))
+                at.and_then(|at| state.segments.get(at)).map(|entry| scan_of(&state, entry))
             };
-            if info.end_index - 1 > self.durable_index {
-                return;
+            let Some(scan) = scan else {
+                self.sealed_unsynced.pop_front();
+                continue;
+            };
+            if scan.info.end_index - 1 > self.durable_index {
+                break;
             }
             if let Some(points) = segment.points() {
                 let points = points.read().clone();
-                let scan = Scan { info, last_term, epochs, points, frames: 0 };
-                self.write_index(segment, &scan);
+                self.write_index(segment, &Scan { points, ..scan });
             }
             // From now on it may be closed: what the index file was made of is on disk.
             self.shared.note_open_sealed(segment);
             self.sealed_unsynced.pop_front();
         }
+        self.summarize_if_due();
+    }
+
+    /// Writes the summary of the sealed segments once it lags too far behind. Best effort, as with index files.
+    fn summarize_if_due(&mut self) {
+        let state = self.shared.state.read();
+        let durable = state.segments.len() - 1 - self.sealed_unsynced.len();
+        if !summary::is_due(durable.saturating_sub(self.summarized), durable) {
+            return;
+        }
+        let sealed = state
+            .segments
+            .iter()
+            .take(durable)
+            .map(|entry| Sealed { header: entry.segment.header, scan: scan_of(&state, entry) });
+        let _ = summary::write(&*self.shared.disk, &self.dir, sealed);
+        // Also after a failure: the next one is not worth trying at each roll.
+        self.summarized = durable;
     }
 
     /// Best effort: a missing index file is built when the log is opened.
@@ -717,6 +742,14 @@ impl Active {
     fn is_empty(&self) -> bool {
         self.position == SEGMENT_HEADER_BYTES as u64
     }
+}
+
+/// What a segment holds, from what the log knows of it; without its sparse index.
+fn scan_of(state: &State, entry: &SegmentEntry) -> Scan {
+    let info = entry.info;
+    let last_term = state.term(info.end_index - 1).unwrap_or(info.start.prev_term);
+    let epochs = epochs_within(&state.epochs, &info);
+    Scan { info, last_term, epochs, ..Scan::empty(info.start) }
 }
 
 /// The epochs of the log as far as they concern one segment: those that begin in it, and the one that

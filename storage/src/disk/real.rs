@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 
 use super::{Disk, DiskFile, Lease, check_range};
 use crate::mapping::Mapping;
@@ -106,6 +106,11 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path, mapped_len: u64) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if mapped_len == 0 {
+            // Read as asked for and no further: what the read-ahead brings in stays in memory, and is mapped with
+            // the first page of the file that anybody reads. Only advice: an error changes nothing.
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+        }
         self.file(file, path, mapped_len)
     }
 

@@ -10,6 +10,7 @@
 
 mod manifest;
 mod receive;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -78,60 +78,26 @@ pub(super) fn write(
     header: &SegmentHeader,
     scan: &Scan,
 ) -> Result<(), StorageError> {
-    let (info, epochs, points) = (&scan.info, &scan.epochs, &scan.points.points);
-    let mut words: Vec<u64> = vec![
-        header.identity(),
-        header.sequence,
-        info.first_index,
-        info.end_index,
-        info.end_offset,
-        info.bytes,
-        info.last_append_time_ms.cast_unsigned(),
-        info.max_timestamp_ms.cast_unsigned(),
-        scan.last_term,
-        epochs.len() as u64,
-        points.len() as u64,
-    ];
-    debug_assert_eq!(words.len(), WORDS_FIXED);
-    for epoch in epochs {
-        words.extend([epoch.term, epoch.first_index, epoch.base_offset]);
-    }
-    for point in points {
+    let mut words = Vec::new();
+    push_scan(&mut words, header, scan, scan.points.points.len());
+    for point in &scan.points.points {
         let before = point.max_timestamp_before_ms.cast_unsigned();
         words.extend([point.position, point.index, point.base_offset, before]);
     }
-    let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    write_small_file_lazily(disk, path, MAGIC, VERSION, &body)
+    write_small_file_lazily(disk, path, MAGIC, VERSION, &bytes_of(&words))
 }
 
 /// Reads the index file of a segment; `None` if there is none, it is damaged, or another segment's.
 pub(super) fn read(disk: &dyn Disk, path: &Path, header: &SegmentHeader) -> Option<Scan> {
     // Any trouble with this file means the same: build it from the frames.
     let (_, body) = read_small_file(disk, path, MAGIC, VERSION).ok()??;
-    let words: Vec<u64> = body.chunks_exact(8).map(word).collect();
-    let (fixed, rest) = words.split_at_checked(WORDS_FIXED)?;
-    let (epoch_count, point_count) = (fixed[9], fixed[10]);
-    let expected = epoch_count.checked_mul(3)?.checked_add(point_count.checked_mul(4)?)?;
-    let fits = fixed[0] == header.identity()
-        && fixed[1] == header.sequence
-        && fixed[2] == header.start.first_index
-        && rest.len() as u64 == expected;
-    if !fits {
+    let words = words_of(&body);
+    let mut rest = &words[..];
+    let (mut scan, point_count) = take_scan(&mut rest, header)?;
+    if rest.len() as u64 != point_count.checked_mul(4)? {
         return None;
     }
-    let mut scan = Scan::empty(header.start);
-    scan.info.end_index = fixed[3];
-    scan.info.end_offset = fixed[4];
-    scan.info.bytes = fixed[5];
-    scan.info.last_append_time_ms = fixed[6].cast_signed();
-    scan.info.max_timestamp_ms = fixed[7].cast_signed();
-    scan.last_term = fixed[8];
-    let (epochs, points) = rest.split_at_checked(usize::try_from(epoch_count * 3).ok()?)?;
-    scan.epochs = epochs
-        .chunks_exact(3)
-        .map(|words| Epoch { term: words[0], first_index: words[1], base_offset: words[2] })
-        .collect();
-    scan.points.points = points
+    scan.points.points = rest
         .chunks_exact(4)
         .map(|words| SparsePoint {
             position: words[0],
@@ -144,6 +110,67 @@ pub(super) fn read(disk: &dyn Disk, path: &Path, header: &SegmentHeader) -> Opti
     let last_position = scan.points.points.last().map_or(0, |point| point.position);
     let ascends = scan.points.points.is_sorted_by(|a, b| a.position < b.position);
     (ascends && last_position < scan.info.bytes).then_some(scan)
+}
+
+/// Adds what a walk over a segment found, less the sparse index, of which only the size is told.
+pub(super) fn push_scan(
+    words: &mut Vec<u64>,
+    header: &SegmentHeader,
+    scan: &Scan,
+    point_count: usize,
+) {
+    let info = &scan.info;
+    let fixed: [u64; WORDS_FIXED] = [
+        header.identity(),
+        header.sequence,
+        info.first_index,
+        info.end_index,
+        info.end_offset,
+        info.bytes,
+        info.last_append_time_ms.cast_unsigned(),
+        info.max_timestamp_ms.cast_unsigned(),
+        scan.last_term,
+        scan.epochs.len() as u64,
+        point_count as u64,
+    ];
+    words.extend(fixed);
+    for epoch in &scan.epochs {
+        words.extend([epoch.term, epoch.first_index, epoch.base_offset]);
+    }
+}
+
+/// Takes what `push_scan` added off the front, and how many points there were; `None` if it is not this
+/// segment's.
+pub(super) fn take_scan(words: &mut &[u64], header: &SegmentHeader) -> Option<(Scan, u64)> {
+    let (fixed, rest) = words.split_first_chunk::<WORDS_FIXED>()?;
+    let is_of_segment = fixed[0] == header.identity()
+        && fixed[1] == header.sequence
+        && fixed[2] == header.start.first_index;
+    let epoch_words = usize::try_from(fixed[9].checked_mul(3)?).ok()?;
+    let (epochs, rest) = rest.split_at_checked(epoch_words)?;
+    *words = rest;
+    let mut scan = Scan::empty(header.start);
+    scan.info.end_index = fixed[3];
+    scan.info.end_offset = fixed[4];
+    scan.info.bytes = fixed[5];
+    scan.info.last_append_time_ms = fixed[6].cast_signed();
+    scan.info.max_timestamp_ms = fixed[7].cast_signed();
+    scan.last_term = fixed[8];
+    scan.epochs = epochs
+        .chunks_exact(3)
+        .map(|words| Epoch { term: words[0], first_index: words[1], base_offset: words[2] })
+        .collect();
+    is_of_segment.then_some((scan, fixed[10]))
+}
+
+/// The body of a file of words.
+pub(super) fn bytes_of(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The words of a body.
+pub(super) fn words_of(body: &[u8]) -> Vec<u64> {
+    body.chunks_exact(8).map(word).collect()
 }
 
 fn word(bytes: &[u8]) -> u64 {

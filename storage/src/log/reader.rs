@@ -267,9 +267,14 @@ impl LogReader {
             None => {
                 let interval = self.shared.index_interval_bytes;
                 let (end, end_index) = (entry.info.bytes, entry.info.end_index);
-                segment::scan(file, &segment.header, end, end_index, u64::MAX, interval)
-                    .io_context("read", &segment.path)?
-                    .points
+                let scan = segment::scan(file, &segment.header, end, end_index, u64::MAX, interval)
+                    .io_context("read", &segment.path)?;
+                // Only sealed and durable segments were ever closed. Best effort: the next reader would walk again.
+                if scan.info.end_index == end_index && !segment.is_retired() {
+                    let path = segment.index_path();
+                    let _ = index::write(&*self.shared.disk, &path, &segment.header, &scan);
+                }
+                scan.points
             }
         };
         Ok(segment.set_points(points))

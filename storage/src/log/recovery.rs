@@ -6,7 +6,7 @@
 //! durable, but after which nothing was ever written that says so, and that rots before the next start.
 //! Knows nothing of appending; runs before there is a writer or a reader.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +15,10 @@ use super::frame::{
     segment_identity,
 };
 use super::index;
-use super::segment::{self, Cursor, Scan, Segment, parse_file_name};
+use super::segment::{self, Scan, Segment, parse_file_name};
 use super::spare::is_spare;
 use super::state::State;
+use super::summary::{self, Sealed};
 use super::types::{LogOptions, LogStart, RecoveryReport};
 use super::{Active, Log, START_FILE, START_MAGIC, START_VERSION};
 use crate::disk::{Disk, DiskFile};
@@ -37,7 +38,9 @@ pub(super) fn prepare_creation(disk: &dyn Disk, dir: &Path) -> Result<u64, Stora
             }
             next_sequence = next_sequence.max(sequence.saturating_add(1));
             leftovers.push(path);
-        } else if name == START_FILE || is_spare(&name) || parse_file_name(&name, "index").is_some()
+        } else if [START_FILE, summary::FILE].contains(&name.as_str())
+            || is_spare(&name)
+            || parse_file_name(&name, "index").is_some()
         {
             leftovers.push(path);
         }
@@ -76,6 +79,7 @@ pub(super) fn open(
         report: RecoveryReport::default(),
         whole: Vec::new(),
         rebuilt: Vec::new(),
+        summarized: 0,
     };
     let broken = recovery.check_all(&found.candidates)?;
     let last_index = recovery.end().first_index - 1;
@@ -89,9 +93,12 @@ pub(super) fn open(
     let (state, active) = recovery.settle(broken, found.log_identity, found.next_sequence)?;
     let next_sequence = found.next_sequence.max(active.segment.header.sequence + 1);
     recovery.write_rebuilt_indexes();
-    let report = recovery.report;
+    let (report, summarized) = (recovery.report, recovery.summarized);
     remove_strays(&*disk, dir, &found.names, &state);
-    let log = Log::assemble(disk, dir, options, found.log_identity, active, next_sequence, state);
+    let mut log =
+        Log::assemble(disk, dir, options, found.log_identity, active, next_sequence, state);
+    log.summarized = summarized;
+    log.summarize_if_due();
     Ok((log, report))
 }
 
@@ -101,9 +108,27 @@ struct Candidate {
     sequence: u64,
     /// From the name; the header, if there is one, says the same.
     first_index: u64,
-    file: Arc<dyn DiskFile>,
+    /// Not opened where the summary says all there is to know.
+    file: Option<Arc<dyn DiskFile>>,
     /// `None` if it was never written, or not durably.
     header: Option<SegmentHeader>,
+    /// What the summary says was in it, without the sparse index.
+    summary: Option<Scan>,
+}
+
+impl Candidate {
+    fn file(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, StorageError> {
+        match &self.file {
+            Some(file) => Ok(Arc::clone(file)),
+            None => open_to_check(disk, &self.path),
+        }
+    }
+}
+
+/// Not mapped: a page that is looked at once, in each of thousands of logs, need not stay mapped; and one that cannot be
+/// read is an error here, and no fault.
+fn open_to_check(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
+    disk.open(path, 0).io_context("open", path)
 }
 
 struct FoundSegments {
@@ -127,9 +152,21 @@ fn find_segments(disk: &dyn Disk, dir: &Path) -> Result<FoundSegments, StorageEr
     let not_found = || StorageError::NotFound { dir: dir.to_path_buf() };
     let newest = *files.keys().next_back().ok_or_else(not_found)?;
     let begins_at = read_start_file(disk, dir)?;
+    let mut sealed = if names.iter().any(|name| name == summary::FILE) {
+        summary::read(disk, dir)
+    } else {
+        BTreeMap::new()
+    };
     let mut all = Vec::new();
     for (sequence, (first_index, path)) in files.split_off(&begins_at.unwrap_or(0)) {
-        all.push(open_candidate(disk, path, sequence, first_index)?);
+        let known = sealed.remove(&sequence);
+        all.push(match known.filter(|known| known.header.start.first_index == first_index) {
+            Some(Sealed { header, scan }) => {
+                let (header, summary) = (Some(header), Some(scan));
+                Candidate { path, sequence, first_index, file: None, header, summary }
+            }
+            None => open_candidate(disk, path, sequence, first_index)?,
+        });
     }
     let log_identity = all.iter().rev().find_map(|c| c.header.map(|header| header.log_identity));
     let Some(log_identity) = log_identity else {
@@ -167,7 +204,7 @@ fn open_candidate(
     sequence: u64,
     first_index: u64,
 ) -> Result<Candidate, StorageError> {
-    let file = disk.open(&path, 1).io_context("open", &path)?;
+    let file = open_to_check(disk, &path)?;
     let header = match read_header(&*file, &path)? {
         DecodedSegmentHeader::Valid(header)
             if header.sequence == sequence && header.start.first_index == first_index =>
@@ -183,7 +220,7 @@ fn open_candidate(
             return Err(StorageError::corrupt(&path, first_index, "damaged segment header"));
         }
     };
-    Ok(Candidate { path, sequence, first_index, file, header })
+    Ok(Candidate { path, sequence, first_index, file: Some(file), header, summary: None })
 }
 
 pub(super) fn read_header(
@@ -239,6 +276,8 @@ struct Recovery<'a> {
     whole: Vec<Whole<'a>>,
     /// Positions in `whole` of the segments that need an index file.
     rebuilt: Vec<usize>,
+    /// Segments that the summary spoke for.
+    summarized: usize,
 }
 
 impl<'a> Recovery<'a> {
@@ -255,7 +294,9 @@ impl<'a> Recovery<'a> {
             if at > 0 && header.start != self.end() {
                 // The segment before ends too early, or it is not what this one was built upon.
                 let end = self.end().first_index;
-                if header.start.first_index == end {
+                // A segment that was lost in between may have hidden what stands here now: an entry whose append failed.
+                let last = self.whole.last().map_or(0, |last| last.header.sequence);
+                if header.start.first_index == end && candidate.sequence == last + 1 {
                     let detail = "does not continue the segment before it";
                     return Err(StorageError::corrupt(&candidate.path, end, detail));
                 }
@@ -279,7 +320,7 @@ impl<'a> Recovery<'a> {
         let first_index = candidate.first_index;
         let log_identity = self.whole.first().map_or(0, |first| first.header.log_identity);
         let identity = segment_identity(log_identity, candidate.sequence);
-        let claim = segment::greatest_claim(&*candidate.file, identity, 0)
+        let claim = segment::greatest_claim(&*candidate.file(self.disk)?, identity, 0)
             .io_context("read", &candidate.path)?;
         // Frames behind the end of a roll may have outlived its header. Those of a truncation cannot: its
         // header was durable before there were any.
@@ -301,11 +342,20 @@ impl<'a> Recovery<'a> {
         later: &[Candidate],
     ) -> Result<Option<Broken>, StorageError> {
         let limit = successor.map_or(u64::MAX, |successor| successor.start.first_index);
+        // As with an index file: that it is in the summary says that it is durable, up to the end that stands there.
+        if let Some(scan) = &candidate.summary
+            && scan.info.end_index == limit
+        {
+            self.whole.push(Whole { candidate, header, scan: scan.clone() });
+            self.summarized += 1;
+            return Ok(None);
+        }
+        let file = candidate.file(self.disk)?;
         let index_path = candidate.path.with_extension("index");
         let from_file = successor.and_then(|_| index::read(self.disk, &index_path, &header));
         if let Some(scan) = from_file.filter(|scan| scan.info.end_index == limit) {
             // The index file exists, so everything up to its end is durable.
-            let whole = scan.info.bytes <= candidate.file.len();
+            let whole = scan.info.bytes <= file.len();
             self.whole.push(Whole { candidate, header, scan });
             if !whole {
                 let detail = "the file is shorter than its index says";
@@ -319,9 +369,9 @@ impl<'a> Recovery<'a> {
         }
         // What the page cache holds and the disk does not must not be taken for durable.
         if !self.settled {
-            candidate.file.sync().io_context("sync", &candidate.path)?;
+            file.sync().io_context("sync", &candidate.path)?;
         }
-        let scan = self.scan(candidate, &header, limit)?;
+        let scan = self.scan(&file, candidate, &header, limit)?;
         let (end_index, end_position) = (scan.info.end_index, scan.info.bytes);
         self.report.frames_checked += scan.frames;
         if successor.is_some() {
@@ -331,14 +381,14 @@ impl<'a> Recovery<'a> {
         if end_index == limit {
             return Ok(None);
         }
-        refuse_unknown_frame(candidate, &header, end_position)?;
+        refuse_unknown_frame(&*file, candidate, &header, end_position)?;
         let blank = if header.recycled {
             // Behind the end stands what an earlier segment left. Without a frame of this one nothing is
             // torn off that could come back.
-            segment::greatest_claim(&*candidate.file, header.identity(), end_position)
+            segment::greatest_claim(&*file, header.identity(), end_position)
                 .map(|claim| claim.is_none())
         } else {
-            segment::is_blank_from(&*candidate.file, end_position)
+            segment::is_blank_from(&*file, end_position)
         };
         let blank = blank.io_context("read", &candidate.path)?;
         if blank && successor.is_none() {
@@ -350,14 +400,14 @@ impl<'a> Recovery<'a> {
 
     fn scan(
         &self,
+        file: &Arc<dyn DiskFile>,
         candidate: &Candidate,
         header: &SegmentHeader,
         limit: u64,
     ) -> Result<Scan, StorageError> {
         let verify_from = self.durable_floor.saturating_add(1);
         let interval = self.options.index_interval_bytes;
-        let end = candidate.file.len();
-        segment::scan(&candidate.file, header, end, limit, verify_from, interval)
+        segment::scan(file, header, file.len(), limit, verify_from, interval)
             .io_context("read", &candidate.path)
     }
 
@@ -377,7 +427,8 @@ impl<'a> Recovery<'a> {
             return corrupt("the saved commit");
         }
         if let Some((candidate, identity, position)) = broken {
-            let claim = segment::greatest_claim(&*candidate.file, identity, position)
+            let file = candidate.file(self.disk)?;
+            let claim = segment::greatest_claim(&*file, identity, position)
                 .io_context("read", &candidate.path)?;
             if claim >= Some(index) {
                 return corrupt("a later frame");
@@ -385,12 +436,13 @@ impl<'a> Recovery<'a> {
         }
         for candidate in later {
             let Some(header) = candidate.header else { continue };
-            let claim = segment::greatest_claim(
-                &*candidate.file,
-                header.identity(),
-                SEGMENT_HEADER_BYTES as u64,
-            )
-            .io_context("read", &candidate.path)?;
+            if candidate.summary.is_some() {
+                return corrupt("the summary of a later segment");
+            }
+            let file = candidate.file(self.disk)?;
+            let begin = SEGMENT_HEADER_BYTES as u64;
+            let claim = segment::greatest_claim(&*file, header.identity(), begin)
+                .io_context("read", &candidate.path)?;
             if header.durable_index >= index || claim >= Some(index) {
                 return corrupt("a later segment");
             }
@@ -475,16 +527,13 @@ impl<'a> Recovery<'a> {
         // Mapped anew: it may grow beyond the length it has now.
         let file =
             self.disk.open(&path, segment::capacity(self.options)).io_context("open", &path)?;
-        let begin = SEGMENT_HEADER_BYTES as u64;
-        let mut cursor = Cursor::new(Arc::clone(&file), whole.header.identity(), begin, position);
-        let first = cursor.next().io_context("read", &path)?;
         let opened = Some((Arc::clone(&file), whole.scan.points.clone()));
         Ok(Active {
             segment: Arc::new(Segment::new(path, whole.header, opened)),
             file,
             position,
             bytes_max: self.options.segment_bytes,
-            since_ms: first.map(|first| first.header.meta.append_time_ms),
+            since_ms: whole.scan.first_append_time_ms,
         })
     }
 
@@ -502,13 +551,14 @@ impl<'a> Recovery<'a> {
 
 /// A frame that a newer release wrote is neither torn nor rotten: nothing may be cut there.
 fn refuse_unknown_frame(
+    file: &dyn DiskFile,
     candidate: &Candidate,
     header: &SegmentHeader,
     position: u64,
 ) -> Result<(), StorageError> {
-    let left = candidate.file.len().saturating_sub(position);
+    let left = file.len().saturating_sub(position);
     let len = usize::try_from(left).unwrap_or(usize::MAX).min(FRAME_HEADER_BYTES);
-    let bytes = candidate.file.read(position, len).io_context("read", &candidate.path)?;
+    let bytes = file.read(position, len).io_context("read", &candidate.path)?;
     match FrameHeader::unknown_version(&bytes, header.identity()) {
         None => Ok(()),
         Some(version) => Err(StorageError::UnsupportedVersion {
@@ -521,10 +571,10 @@ fn refuse_unknown_frame(
 
 /// Removes what is hidden, and index files without a segment. Best effort: it stays hidden.
 fn remove_strays(disk: &dyn Disk, dir: &Path, names: &[String], state: &State) {
-    let kept = |sequence| state.segments.iter().any(|e| e.segment.header.sequence == sequence);
+    let kept: HashSet<u64> = state.segments.iter().map(|e| e.segment.header.sequence).collect();
     for name in names {
         let parsed = parse_file_name(name, "log").or_else(|| parse_file_name(name, "index"));
-        if parsed.is_some_and(|(sequence, _)| !kept(sequence)) || is_spare(name) {
+        if parsed.is_some_and(|(sequence, _)| !kept.contains(&sequence)) || is_spare(name) {
             let _ = disk.remove_file(&dir.join(name));
         }
     }

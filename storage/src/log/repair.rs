@@ -18,7 +18,7 @@ use super::frame::{
 };
 use super::segment::{self, Cursor, Found, parse_file_name};
 use super::types::{LogOptions, LogStart, StoredEntry};
-use super::{index, recovery};
+use super::{index, recovery, summary};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{IoContext, StorageError};
 
@@ -405,11 +405,12 @@ impl Repair {
         if let Some(old) = &rebuild.source {
             self.keep_damaged(old, &piece.path)?;
         }
-        let index = piece.path.with_extension("index");
-        if self.disk.exists(&index) {
-            self.disk.remove_file(&index).io_context("remove", &index)?;
-            // An index file says that its segment is durable to the end: it must be gone before the old bytes are.
-            self.disk.sync_dir(&self.dir).io_context("sync directory", &self.dir)?;
+        // Both say that the segment is durable to its end, and how it begins: they must be gone before the old bytes are.
+        for derived in [piece.path.with_extension("index"), self.dir.join(summary::FILE)] {
+            if self.disk.exists(&derived) {
+                self.disk.remove_file(&derived).io_context("remove", &derived)?;
+                self.disk.sync_dir(&self.dir).io_context("sync directory", &self.dir)?;
+            }
         }
         self.disk
             .rename(&rebuild.path, &piece.path)
@@ -596,11 +597,13 @@ fn durable_index(
     log_identity: u64,
 ) -> Result<u64, StorageError> {
     let mut durable = floor;
-    for piece in segments {
+    for (at, piece) in segments.iter().enumerate() {
         let Some(header) = &piece.header else { continue };
         durable = durable.max(header.durable_index);
         if let Some(scan) = index::read(disk, &piece.path.with_extension("index"), header) {
-            durable = durable.max(scan.info.end_index - 1);
+            // It may be from before a truncation, which the segment behind it shows.
+            let end = segments.get(at + 1).map_or(u64::MAX, |next| next.first_index);
+            durable = durable.max(scan.info.end_index.min(end) - 1);
         }
     }
     if let Some(last) = segments.last()

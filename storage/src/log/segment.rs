@@ -21,6 +21,9 @@ use crate::error::{IoContext, StorageError};
 const FIRST_STEP_BYTES: u64 = 32 << 10;
 /// How much of a file is looked at at once; a slice of a mapping, so the size costs nothing there.
 const WINDOW_BYTES: u64 = 256 << 10;
+/// The first window where a whole segment is walked, to the end of a page: of one with next to nothing in it, what is only
+/// reserved is not read, nor kept in memory as zeroes from then on.
+const FIRST_WINDOW_BYTES: u64 = 4 << 10;
 
 /// A segment of a log. What is in it stands in the log's state; this is how to get at it.
 #[derive(Debug)]
@@ -199,15 +202,14 @@ pub(super) fn reuse_file(
     header: &SegmentHeader,
     options: &LogOptions,
 ) -> Result<Arc<dyn DiskFile>, CreateFailure> {
-    let open = || {
-        let file = disk.open(spare, capacity(options)).io_context("open", spare)?;
-        file.write_at(0, &[&header.encode()]).io_context("write", spare)?;
-        Ok(file)
-    };
-    // Under its old name the file counts for nothing, whatever is in it.
+    // The header of a spare is blank: under its new name, too, the file counts for nothing before it has one.
+    let opened = disk
+        .rename(spare, path)
+        .io_context("rename into place", path)
+        .and_then(|()| disk.open(path, capacity(options)).io_context("open", path));
     let result =
-        open().map_err(|error| CreateFailure { error, header_written: false }).and_then(|file| {
-            match disk.rename(spare, path).io_context("rename into place", path) {
+        opened.map_err(|error| CreateFailure { error, header_written: false }).and_then(|file| {
+            match file.write_at(0, &[&header.encode()]).io_context("write", path) {
                 Ok(()) => Ok(file),
                 Err(error) => Err(CreateFailure { error, header_written: true }),
             }
@@ -246,12 +248,22 @@ pub(super) struct Cursor {
     end: u64,
     window: Bytes,
     window_start: u64,
+    /// Size of the next window.
+    window_bytes: u64,
 }
 
 impl Cursor {
     /// Nothing at or after `end` is touched.
     pub(super) fn new(file: Arc<dyn DiskFile>, identity: u64, position: u64, end: u64) -> Self {
-        Self { file, identity, position, end, window: Bytes::new(), window_start: position }
+        Self {
+            file,
+            identity,
+            position,
+            end,
+            window: Bytes::new(),
+            window_start: position,
+            window_bytes: WINDOW_BYTES,
+        }
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -283,10 +295,11 @@ impl Cursor {
     fn slice(&mut self, from: u64, to: u64) -> io::Result<Bytes> {
         let window_end = self.window_start + self.window.len() as u64;
         if from < self.window_start || to > window_end {
-            let end = to.max(from + WINDOW_BYTES).min(self.end);
+            let end = to.max(page_end(from, self.window_bytes)).min(self.end);
             let len = usize::try_from(end - from).map_err(io::Error::other)?;
             self.window = self.file.read(from, len)?;
             self.window_start = from;
+            self.window_bytes = wider(self.window_bytes);
         }
         let begin = usize::try_from(from - self.window_start).map_err(io::Error::other)?;
         let end = usize::try_from(to - self.window_start).map_err(io::Error::other)?;
@@ -294,14 +307,26 @@ impl Cursor {
     }
 }
 
+/// Where a window that begins at `from` ends: with a page.
+fn page_end(from: u64, bytes: u64) -> u64 {
+    (from + bytes) / FIRST_WINDOW_BYTES * FIRST_WINDOW_BYTES
+}
+
+/// The size of the window after one of `bytes`.
+fn wider(bytes: u64) -> u64 {
+    (bytes * 4).min(WINDOW_BYTES)
+}
+
 /// What a walk over a whole segment found.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Scan {
     pub(super) info: SegmentInfo,
     pub(super) last_term: u64,
     pub(super) epochs: Vec<Epoch>,
     pub(super) points: Points,
     pub(super) frames: u64,
+    /// Append time of the first entry, if its frame was looked at.
+    pub(super) first_append_time_ms: Option<i64>,
 }
 
 impl Scan {
@@ -322,6 +347,7 @@ impl Scan {
             epochs: Vec::new(),
             points: Points::default(),
             frames: 0,
+            first_append_time_ms: None,
         }
     }
 
@@ -349,6 +375,7 @@ impl Scan {
         self.info.end_offset = end_offset;
         self.info.bytes = found.end_position();
         self.info.last_append_time_ms = meta.append_time_ms;
+        self.first_append_time_ms.get_or_insert(meta.append_time_ms);
         if meta.offset_span > 0 {
             self.info.max_timestamp_ms = self.info.max_timestamp_ms.max(meta.max_timestamp_ms);
         }
@@ -379,6 +406,7 @@ pub(super) fn scan(
     let mut scan = Scan::empty(header.start);
     let mut cursor =
         Cursor::new(Arc::clone(file), header.identity(), SEGMENT_HEADER_BYTES as u64, end);
+    cursor.window_bytes = FIRST_WINDOW_BYTES;
     while scan.info.end_index < end_index {
         let Some(found) = cursor.next()? else { break };
         if found.header.meta.index >= verify_from && !found.payload_is_intact() {
@@ -392,17 +420,17 @@ pub(super) fn scan(
 }
 
 /// True if nothing but zeroes stands from `position` to the end of the file. Space that was reserved and never written is not
-/// read, where the disk can tell: thousands of empty logs would otherwise each map theirs.
+/// read, where the disk can tell: thousands of empty logs would otherwise each hold theirs in memory.
 pub(super) fn is_blank_from(file: &dyn DiskFile, position: u64) -> io::Result<bool> {
-    let mut from = position;
+    let (mut from, mut window) = (position, FIRST_WINDOW_BYTES);
     while let Some(written) = file.written_from(from)?.filter(|at| *at < file.len()) {
-        from = written;
-        let now = (file.len() - from).min(WINDOW_BYTES);
-        let bytes = file.read(from, usize::try_from(now).map_err(io::Error::other)?)?;
-        if bytes.iter().any(|byte| *byte != 0) {
+        let end = page_end(written, window).min(file.len());
+        let len = usize::try_from(end - written).map_err(io::Error::other)?;
+        if file.read(written, len)?.iter().any(|byte| *byte != 0) {
             return Ok(false);
         }
-        from += now;
+        from = end;
+        window = wider(window);
     }
     Ok(true)
 }

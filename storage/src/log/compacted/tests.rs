@@ -292,6 +292,37 @@ fn a_missing_short_or_foreign_file_is_corrupt_and_a_flipped_bit_is_found() {
 }
 
 #[test]
+fn a_scrub_in_steps_of_any_size_finds_what_is_damaged_and_goes_on() {
+    let world = compacted_world();
+    let manifest = world.part.manifest().unwrap();
+    let reader = world.part.reader();
+    let scrub = |bytes_max: u64| {
+        let (mut findings, mut bytes, mut next) = (Vec::new(), 0, Some(0));
+        while let Some(from) = next {
+            let step = reader.scrub(from, bytes_max).unwrap();
+            assert!(step.next_index.is_none_or(|next| next > from), "it gets on");
+            (bytes, next) = (bytes + step.bytes, step.next_index);
+            findings.extend(step.findings);
+        }
+        (findings, bytes)
+    };
+    for bytes_max in [1, 300, u64::MAX] {
+        assert_eq!(scrub(bytes_max), (Vec::new(), manifest.bytes()));
+    }
+    let info = manifest.segments[1];
+    let path = Path::new(DIR).join(DIR_NAME).join(file_name(info.file));
+    for at in [3, SEGMENT_HEADER_BYTES as u64 + 9, info.bytes - 20] {
+        world.sim.flip(&path, at, 4).unwrap();
+        for bytes_max in [1, 300, u64::MAX] {
+            let (findings, _) = scrub(bytes_max);
+            assert_eq!(findings.len(), 1, "byte {at}, steps of {bytes_max}");
+            assert_eq!(findings[0].path, path);
+        }
+        world.sim.flip(&path, at, 4).unwrap();
+    }
+}
+
+#[test]
 fn what_was_staged_before_a_replacement_is_not_current_after_it() {
     let mut world = compacted_world();
     let (manifest, entries) = (world.part.manifest().unwrap(), world.entries_below(u64::MAX));

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::SimOp;
+use crate::disk::{JournaledDisk, SimOp};
 
 /// What happens to a log.
 #[derive(Clone, Debug)]
@@ -164,9 +164,56 @@ impl Model {
     }
 }
 
-fn run(seed: u64, steps: Vec<Step>) {
+/// Another log behind the same journal, so that syncs go by way of that.
+struct Companion {
+    log: Log,
+    durable: u64,
+}
+
+const COMPANION_DIR: &str = "data/p1";
+
+impl Companion {
+    fn create(disk: &Arc<dyn Disk>) -> Self {
+        let dir = Path::new(COMPANION_DIR);
+        Self { log: Log::create(Arc::clone(disk), dir, START, options()).unwrap(), durable: 0 }
+    }
+
+    /// Syncs the log together with something of its own.
+    fn sync_with(&mut self, log: &mut Log) {
+        fill(&mut self.log, 1, 1);
+        let points = [log.sync_point(), self.log.sync_point()];
+        sync_group(&points).unwrap();
+        log.mark_durable(&points[0]);
+        self.log.mark_durable(&points[1]);
+        self.durable = self.log.last_index();
+    }
+
+    fn reopen(&mut self, disk: &Arc<dyn Disk>) {
+        let dir = Path::new(COMPANION_DIR);
+        self.log = Log::open(Arc::clone(disk), dir, options(), self.durable).unwrap().0;
+        self.durable = self.log.last_index();
+        let entries = all(&self.log);
+        assert!(entries.iter().all(|entry| entry.payload == payload(entry.meta.index)));
+    }
+}
+
+/// The disk as a process finds it at its start.
+fn start_of(sim: &SimDisk, journaled: bool) -> Arc<dyn Disk> {
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    if !journaled {
+        return disk;
+    }
+    // A few records fill a half.
+    Arc::new(JournaledDisk::open_with(disk, Path::new("data"), 8192).unwrap())
+}
+
+fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
     let (sim, disk) = sim(seed);
+    disk.create_dir_all(Path::new("data")).unwrap();
+    disk.sync_dir(Path::new("")).unwrap();
+    let mut disk = start_of(&sim, journaled);
     let mut log = create(&disk);
+    let mut companion = journaled.then(|| Companion::create(&disk));
     let mut model = Model {
         start: START,
         entries: Vec::new(),
@@ -182,7 +229,10 @@ fn run(seed: u64, steps: Vec<Step>) {
                 model.append(&mut log, span, bytes).unwrap();
             }
             Step::Sync => {
-                sync(&mut log);
+                match &mut companion {
+                    Some(companion) => companion.sync_with(&mut log),
+                    None => sync(&mut log),
+                }
                 model.durable = log.last_index();
             }
             Step::TakePoint => model.point = Some(log.sync_point()),
@@ -240,6 +290,8 @@ fn run(seed: u64, steps: Vec<Step>) {
             Step::Crash { floor_known } => {
                 drop(log);
                 sim.crash();
+                disk = start_of(&sim, journaled);
+                companion.iter_mut().for_each(|companion| companion.reopen(&disk));
                 let floor = if floor_known { model.durable } else { 0 };
                 log = try_open(&disk, floor).unwrap().0;
                 model.settle(&log);
@@ -271,6 +323,8 @@ fn run(seed: u64, steps: Vec<Step>) {
                 if result.is_err() && crash {
                     drop(log);
                     sim.crash();
+                    disk = start_of(&sim, journaled);
+                    companion.iter_mut().for_each(|companion| companion.reopen(&disk));
                     // It may or may not have happened.
                     model.durable = model.durable.min(from - 1);
                     log = try_open(&disk, model.durable).unwrap().0;
@@ -294,6 +348,14 @@ proptest! {
         seed in any::<u64>(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        run(seed, steps);
+        run(seed, steps, false);
+    }
+
+    #[test]
+    fn the_same_behind_a_journal(
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        run(seed, steps, true);
     }
 }

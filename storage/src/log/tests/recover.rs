@@ -156,10 +156,83 @@ fn index_files_are_rebuilt_when_they_are_missing_or_wrong() {
     ];
     for break_it in break_one {
         break_it(&indexes[1]);
+        disk.remove_file(&Path::new(DIR).join(summary::FILE)).unwrap();
         let (log, report) = open(&disk);
         assert!((1..=2).contains(&report.index_files_rebuilt), "{report:?}");
         assert_eq!(all(&log), entries);
         assert_eq!(files(&disk, "index"), indexes);
+        // With the summary nobody asks for the index file before the first reader.
+        break_it(&indexes[1]);
+        let (log, report) = open(&disk);
+        assert_eq!(report.index_files_rebuilt, 0);
+        assert_eq!(all(&log), entries);
+        assert_eq!(files(&disk, "index"), indexes);
+        drop(log);
+        disk.remove_file(&Path::new(DIR).join(summary::FILE)).unwrap();
+        assert_eq!(open(&disk).1.index_files_rebuilt, 0);
+    }
+}
+
+/// 30 sealed segments, all of them in the summary.
+fn summarized(disk: &Arc<dyn Disk>) -> Log {
+    let mut log = create(disk);
+    while log.segments().len() <= 30 {
+        fill(&mut log, 1, 1);
+    }
+    sync(&mut log);
+    drop(log);
+    open(disk).0
+}
+
+#[test]
+fn sealed_segments_in_the_summary_are_not_opened() {
+    let (sim, disk) = sim(1);
+    let log = summarized(&disk);
+    let entries = all(&log);
+    drop(log);
+    for path in files(&disk, "log").iter().take(26) {
+        // Nobody looks at it: a scrub will, and does.
+        sim.flip(path, 9, 1).unwrap();
+    }
+    let (log, _) = open(&disk);
+    assert_eq!(all(&log), entries);
+    assert_eq!(log.reader().scrub(0, u64::MAX).unwrap().findings.len(), 26);
+    drop(log);
+    disk.remove_file(&Path::new(DIR).join(summary::FILE)).unwrap();
+    assert!(try_open(&disk, 0).unwrap_err().is_corrupt());
+}
+
+#[test]
+fn a_log_opens_the_same_with_any_summary() {
+    let path = Path::new(DIR).join(summary::FILE);
+    for seed in 0..60 {
+        let (sim, disk) = sim(seed);
+        let mut log = summarized(&disk);
+        let stale = disk.open(&path, 0).unwrap();
+        let stale = stale.read(0, usize::try_from(stale.len()).unwrap()).unwrap();
+        // What the summary says of these segments is no longer so.
+        if seed % 2 == 0 {
+            log.truncate_suffix(log.last_index() - seed).unwrap();
+        }
+        if seed % 3 == 0 {
+            log.truncate_prefix(seed).unwrap();
+        }
+        fill(&mut log, seed % 30, 2);
+        sync(&mut log);
+        let entries = all(&log);
+        drop(log);
+        match seed % 4 {
+            0 => disk.remove_file(&path).unwrap(),
+            1 => sim.flip(&path, 25 + seed * 50, 1).unwrap(),
+            2 => {
+                disk.remove_file(&path).unwrap();
+                disk.create(&path, 0).unwrap().write_at(0, &[&stale]).unwrap();
+            }
+            _ => {}
+        }
+        let (log, report) = open(&disk);
+        assert_eq!(report.cut_from, None, "seed {seed}");
+        assert_eq!(all(&log), entries, "seed {seed}");
     }
 }
 

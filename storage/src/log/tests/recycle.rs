@@ -193,9 +193,9 @@ fn a_spare_that_cannot_be_used_costs_nothing_but_itself() {
         }
         sim.fail_next(op, std::io::ErrorKind::Other);
         let next = log.last_index() + 1;
-        // Only a rename that may have happened stops the roll; then it may be tried again.
+        // Only a header that may have been written stops the roll; then it may be tried again.
         let appended = log.append(&meta(next, 1, 2), &[&payload(next)]);
-        assert_eq!(appended.is_ok(), op != SimOp::Rename, "{op:?}");
+        assert_eq!(appended.is_ok(), op != SimOp::Write, "{op:?}");
         if appended.is_err() {
             fill(&mut log, 1, 1);
         }

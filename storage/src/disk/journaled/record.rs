@@ -1,0 +1,206 @@
+//! The bytes of the journal: a header that names the generation, then records of the pieces that were synced together: first which
+//! they are, then their bytes.
+//!
+//! Every record ends at a multiple of 8 bytes. A half is read up to its first record that is not valid; a valid one of the same generation
+//! behind that shows that the record had been durable, and is damaged.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+
+use crate::disk::DiskFile;
+use crate::error::{IoContext, StorageError};
+
+/// magic 8, version 4, checksum 4, generation 8, zero 8.
+pub(super) const HEADER_BYTES: usize = 32;
+const MAGIC: [u8; 8] = *b"HWAPPEND";
+const VERSION: u32 = 1;
+const RECORD_MAGIC: [u8; 4] = *b"HWap";
+/// magic 4, checksum 4 (of all behind it), generation 8, sequence 8, count 4, zero 4, bytes 8 (of all behind them).
+const RECORD_HEADER_BYTES: usize = 40;
+/// offset 8, length 4, length of the path 4; then the path.
+const PIECE_HEADER_BYTES: usize = 16;
+const ALIGNMENT: usize = 8;
+
+/// Bytes of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Below the journal's directory.
+    pub(super) path: Arc<Path>,
+    pub(super) offset: u64,
+    pub(super) bytes: Bytes,
+}
+
+/// What a half holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents {
+    pub(super) generation: u64,
+    /// In the order in which they were synced.
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// Empties a half, durably: whatever is in it belongs to an older generation from now on.
+pub(super) fn begin(file: &dyn DiskFile, generation: u64) -> io::Result<()> {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..24].copy_from_slice(&generation.to_le_bytes());
+    let checksum = header_checksum(&header);
+    header[12..16].copy_from_slice(&checksum.to_le_bytes());
+    file.write_at(0, &[&header])?;
+    file.sync()
+}
+
+fn header_checksum(header: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&header[..12]);
+    hasher.update(&header[16..]);
+    hasher.finalize()
+}
+
+/// Length of the record of these pieces.
+pub(super) fn bytes_of(pieces: &[Piece]) -> u64 {
+    let len = |piece: &Piece| PIECE_HEADER_BYTES + piece.path.as_os_str().len() + piece.bytes.len();
+    let body: usize = pieces.iter().map(len).sum();
+    (RECORD_HEADER_BYTES + body).next_multiple_of(ALIGNMENT) as u64
+}
+
+/// Writes a record; not yet durable.
+pub(super) fn write(
+    file: &dyn DiskFile,
+    position: u64,
+    generation: u64,
+    sequence: u64,
+    pieces: &[Piece],
+) -> io::Result<()> {
+    let mut table = Vec::new();
+    for piece in pieces {
+        let path = piece.path.as_os_str().as_encoded_bytes();
+        table.extend(piece.offset.to_le_bytes());
+        table.extend(u32::try_from(piece.bytes.len()).map_err(io::Error::other)?.to_le_bytes());
+        table.extend(u32::try_from(path.len()).map_err(io::Error::other)?.to_le_bytes());
+        table.extend(path);
+    }
+    let body = table.len() + pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>();
+    let mut header = [0; RECORD_HEADER_BYTES];
+    header[..4].copy_from_slice(&RECORD_MAGIC);
+    header[8..16].copy_from_slice(&generation.to_le_bytes());
+    header[16..24].copy_from_slice(&sequence.to_le_bytes());
+    let count = u32::try_from(pieces.len()).map_err(io::Error::other)?;
+    header[24..28].copy_from_slice(&count.to_le_bytes());
+    header[32..40].copy_from_slice(&(body as u64).to_le_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&header[8..]);
+    hasher.update(&table);
+    pieces.iter().for_each(|piece| hasher.update(&piece.bytes));
+    header[4..8].copy_from_slice(&hasher.finalize().to_le_bytes());
+    let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + pieces.len());
+    parts.extend([&header[..], &table]);
+    parts.extend(pieces.iter().map(|piece| &piece.bytes[..]));
+    file.write_at(position, &parts)
+}
+
+/// Everything in a half. `Corrupt` if a record is damaged that had been durable.
+pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Contents, StorageError> {
+    let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
+    let bytes = file.read(0, len).io_context("read", path)?;
+    let Some(generation) = generation_of(&bytes, path)? else { return Ok(Contents::default()) };
+    let mut contents = Contents { generation, pieces: Vec::new() };
+    let (mut position, mut sequence) = (HEADER_BYTES, 0);
+    while let Some(record) = record_at(&bytes, position)
+        && (record.generation, record.sequence) == (generation, sequence)
+    {
+        contents.pieces.extend(pieces_of(&bytes.slice(record.body.clone()), record.count));
+        position = record.body.end.next_multiple_of(ALIGNMENT);
+        sequence += 1;
+    }
+    let is_later = |record: &Record| record.generation == generation && record.sequence > sequence;
+    if records_from(&bytes, position).any(|record| is_later(&record)) {
+        let detail = "a record is damaged, and a later one shows that it had been durable. If the machine has not lost power since \
+                      the broker last ran, this file may be removed: all that is in it is in the logs too";
+        return Err(StorageError::corrupt(path, sequence, detail));
+    }
+    Ok(contents)
+}
+
+/// The generation that counts; `None` if the half was never used. A header that was being replaced when the power went says
+/// nothing: then it is the newest that there is a record of, all of whose bytes are in their places already.
+fn generation_of(bytes: &Bytes, path: &Path) -> Result<Option<u64>, StorageError> {
+    let Some(header) = bytes.get(..HEADER_BYTES) else { return Ok(None) };
+    let is_valid = header[..8] == MAGIC && le_u32(&header[12..]) == header_checksum(header);
+    if !is_valid {
+        let records = records_from(bytes, HEADER_BYTES);
+        return Ok(records.map(|record| record.generation).max());
+    }
+    let version = le_u32(&header[8..]);
+    if version != VERSION {
+        let path = path.to_path_buf();
+        return Err(StorageError::UnsupportedVersion { path, version, version_max: VERSION });
+    }
+    Ok(Some(le_u64(&header[16..])))
+}
+
+struct Record {
+    generation: u64,
+    sequence: u64,
+    count: u32,
+    body: std::ops::Range<usize>,
+}
+
+/// The valid records at or after `from`, whatever stands between.
+fn records_from(bytes: &[u8], from: usize) -> impl Iterator<Item = Record> {
+    (from..bytes.len()).step_by(ALIGNMENT).filter_map(|position| record_at(bytes, position))
+}
+
+/// The record at `position`, if a valid one stands there.
+fn record_at(bytes: &[u8], position: usize) -> Option<Record> {
+    let header = bytes.get(position..)?.get(..RECORD_HEADER_BYTES)?;
+    if header[..4] != RECORD_MAGIC {
+        return None;
+    }
+    let begin = position + RECORD_HEADER_BYTES;
+    let end = begin.checked_add(usize::try_from(le_u64(&header[32..])).ok()?)?;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&header[8..]);
+    hasher.update(bytes.get(begin..end)?);
+    (hasher.finalize() == le_u32(&header[4..])).then(|| Record {
+        generation: le_u64(&header[8..]),
+        sequence: le_u64(&header[16..]),
+        count: le_u32(&header[24..]),
+        body: begin..end,
+    })
+}
+
+/// The pieces of a valid record; those that make no sense, which no release ever wrote, are left out.
+fn pieces_of(body: &Bytes, count: u32) -> Vec<Piece> {
+    let mut rest = body.clone();
+    let mut table = Vec::new();
+    for _ in 0..count {
+        if rest.len() < PIECE_HEADER_BYTES {
+            return Vec::new();
+        }
+        let (offset, len, path_len) = (rest.get_u64_le(), rest.get_u32_le(), rest.get_u32_le());
+        if rest.len() < path_len as usize {
+            return Vec::new();
+        }
+        table.push((offset, len as usize, rest.split_to(path_len as usize)));
+    }
+    let mut pieces = Vec::with_capacity(table.len());
+    for (offset, len, path) in table {
+        let Some(path) = std::str::from_utf8(&path).ok().filter(|_| rest.len() >= len) else {
+            break;
+        };
+        pieces.push(Piece { path: Path::new(path).into(), offset, bytes: rest.split_to(len) });
+    }
+    pieces
+}
+
+fn le_u32(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk))
+}
+
+fn le_u64(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}

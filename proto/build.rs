@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "highwater/internal/v1/raft.proto",
         "highwater/internal/v1/node.proto",
         "highwater/internal/v1/replica.proto",
+        "highwater/internal/v1/group.proto",
     ];
     println!("cargo:rerun-if-changed=protos");
     let descriptors = protox::compile(protos, ["protos"])?;

@@ -5,6 +5,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 profile=${PROFILE:-release}
 nodes=(1 2 3)
 declare -A waiter=()
+# What goes before the commands of a client, and by node before that of the broker: to run them somewhere else, as in a network of their own.
+client=(env)
+declare -A place=()
 # Functions to call, with the exit status, before the work folder goes.
 at_exit=()
 
@@ -48,7 +51,15 @@ choose_ports() {
 }
 
 client_port() { echo $((base_port + 10 * ($1 - 1))); }
-servers() { echo "127.0.0.1:$(client_port 1),127.0.0.1:$(client_port 2),127.0.0.1:$(client_port 3)"; }
+host() { echo 127.0.0.1; }
+
+# The addresses of all nodes, by the port $1 above a node's first, with commas.
+addresses() {
+    local node list=()
+    for node in "${nodes[@]}"; do list+=("$(host "$node"):$(($(client_port "$node") + $1))"); done
+    (IFS=,; echo "${list[*]}")
+}
+servers() { addresses 0; }
 
 # Chooses ports, makes `work`, a folder for data and logs, and removes it and every broker on the way out. A failed run keeps its logs.
 make_work_folder() {
@@ -84,15 +95,15 @@ clean_up() {
 
 # Starts node $1 on its data in $work. The seed list is the same for all, which founds the cluster once.
 start_node() {
-    local port seeds node=$1
+    local port node=$1 address
     rm -f "$work/node$node.pid"
-    port=$(client_port "$node")
-    seeds="127.0.0.1:$(($(client_port 1) + 1)),127.0.0.1:$(($(client_port 2) + 1)),127.0.0.1:$(($(client_port 3) + 1))"
+    port=$(client_port "$node") address=$(host "$node")
     # A shell of its own waits for the broker, so that its end is noted in the log and not announced on the terminal.
     (
-        "$bin/broker" --node-id "$node" --data-dir "$work/node$node" \
-            --listen "127.0.0.1:$port" --internal-listen "127.0.0.1:$((port + 1))" \
-            --http-listen "127.0.0.1:$((port + 2))" --seeds "$seeds" &
+        # shellcheck disable=SC2086
+        ${place[$node]:-} "$bin/broker" --node-id "$node" --data-dir "$work/node$node" \
+            --listen "$address:$port" --internal-listen "$address:$((port + 1))" \
+            --http-listen "$address:$((port + 2))" --seeds "$(addresses 1)" &
         echo $! >"$work/node$node.pid"
         wait $!
     ) >>"$work/node$node.log" 2>&1 </dev/null &
@@ -118,6 +129,6 @@ stop_node() {
 }
 
 wait_healthy() {
-    "$bin/broker-cli" --server "$(servers)" --timeout "${1:-60s}" cluster health --wait >/dev/null ||
+    "${client[@]}" "$bin/broker-cli" --server "$(servers)" --timeout "${1:-60s}" cluster health --wait >/dev/null ||
         die "the cluster did not become healthy"
 }

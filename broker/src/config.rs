@@ -12,10 +12,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use highwater_proto::batch::BATCH_BYTES_MAX;
 
 use crate::cluster::{NodeConfig, NodeId};
+use crate::groups::GroupOptions;
 
 pub use sources::{Command, ConfigCommand, Flags, Invocation};
 
@@ -105,6 +107,8 @@ pub enum ConfigError {
 pub struct NodeSection {
     /// The node's id; `None`: what the data directory holds, else what the cluster assigns.
     pub id: Option<NodeId>,
+    /// The rack it stands in: replicas of a partition go to different racks where they can; empty: nobody says.
+    pub rack: String,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// Internal addresses of the founding nodes, the same list on every node; empty: a cluster of one.
@@ -148,6 +152,17 @@ pub struct RaftSection {
     pub election_ticks: u32,
 }
 
+/// `cluster.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSection {
+    /// Partitions whose replicas this node moves at the same time.
+    pub moves_max: u32,
+    /// Pause between two looks for leaders that are not the preferred ones, in milliseconds; 0 means never.
+    pub leader_balance_ms: u64,
+    /// Whether a replica that cannot be repaired is replaced without an operator, once the others are well.
+    pub replace_damaged: bool,
+}
+
 /// `topics.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicsSection {
@@ -159,6 +174,25 @@ pub struct TopicsSection {
     pub auto_create: bool,
     /// How often retention looks for segments to delete, in milliseconds.
     pub retention_check_ms: u64,
+}
+
+/// `groups.*`: consumer groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupsSection {
+    /// Partitions of the internal topic that groups are kept in, when it is created.
+    pub offsets_partitions: u32,
+    /// Replicas of each; bounded by the number of nodes.
+    pub offsets_replication_factor: u32,
+    /// How long progress is kept after the last member has gone, in milliseconds.
+    pub offsets_retention_ms: u64,
+    /// How long a member that does not say otherwise counts as alive without a sign of life, in milliseconds.
+    pub session_timeout_ms: u32,
+    /// How long a member that does not say otherwise may hold partitions without progress, in milliseconds.
+    pub progress_timeout_ms: u32,
+    /// Groups in one partition of the internal topic.
+    pub groups: u32,
+    /// Members of one group.
+    pub members: u32,
 }
 
 /// `storage.*`
@@ -224,8 +258,12 @@ pub struct Config {
     pub listeners: BTreeMap<String, NamedListener>,
     /// Raft's clock.
     pub raft: RaftSection,
+    /// What goes on among the nodes.
+    pub cluster: ClusterSection,
     /// Topics.
     pub topics: TopicsSection,
+    /// Consumer groups.
+    pub groups: GroupsSection,
     /// Limits.
     pub limits: LimitsSection,
     /// `storage.*`
@@ -472,6 +510,10 @@ impl Config {
             .collect();
         NodeConfig {
             node_id: self.node.id,
+            rack: self.node.rack.clone(),
+            moves_max: self.cluster.moves_max,
+            leader_balance_ms: self.cluster.leader_balance_ms,
+            replace_damaged: self.cluster.replace_damaged,
             data_dir: self.node.data_dir.clone(),
             seeds: self.node.seeds.clone(),
             internal_advertise: advertised(&self.listen.internal_advertise, &bound.internal),
@@ -488,6 +530,22 @@ impl Config {
             spare_bytes: self.storage.spare_bytes,
             compaction_map_bytes: self.storage.compaction_map_bytes,
             shutdown_ms_max: self.node.shutdown_ms_max,
+        }
+    }
+
+    /// What coordinators of consumer groups need to know.
+    pub(crate) fn to_group_options(&self) -> GroupOptions {
+        let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let groups = &self.groups;
+        GroupOptions {
+            offsets_partitions: groups.offsets_partitions,
+            offsets_replication_factor: groups.offsets_replication_factor,
+            offsets_retention_ms: groups.offsets_retention_ms,
+            session_timeout: Duration::from_millis(groups.session_timeout_ms.into()),
+            progress_timeout: Duration::from_millis(groups.progress_timeout_ms.into()),
+            groups_max: size(groups.groups),
+            members_max: size(groups.members),
+            takeover_grace: Duration::from_millis(self.raft.tick_ms) * self.raft.election_ticks * 2,
         }
     }
 }

@@ -104,6 +104,34 @@ pub enum BrokerError {
         /// First offset that cannot be read yet.
         high_watermark: u64,
     },
+    /// Another node coordinates the consumer group, or none does at the moment.
+    #[error("this node does not coordinate the group; coordinator: {}", .leader.map_or("none known".to_owned(), |id| format!("node {id}")))]
+    NotCoordinator {
+        /// The coordinator as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// No consumer group has this name.
+    #[error("consumer group '{group}' does not exist")]
+    UnknownGroup {
+        /// The name asked for.
+        group: String,
+    },
+    /// The group has members, and only they may change its progress.
+    #[error("consumer group '{group}' has {members} members; stop them first")]
+    GroupNotEmpty {
+        /// The group.
+        group: String,
+        /// How many there are.
+        members: usize,
+    },
+    /// The caller is no member of the group any more.
+    #[error("no member of the group any more: {why}")]
+    MemberFenced {
+        /// The same for programs: SILENT, STUCK or REPLACED.
+        cause: &'static str,
+        /// Why.
+        why: &'static str,
+    },
     /// A limit was reached; try again when the load is lower.
     #[error("overloaded: {what} is at its limit of {limit}")]
     Overloaded {
@@ -175,6 +203,10 @@ impl BrokerError {
             Self::ProducerFenced { .. } => "PRODUCER_FENCED",
             Self::UnknownProducer { .. } => "UNKNOWN_PRODUCER",
             Self::OffsetOutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
+            Self::NotCoordinator { .. } => "NOT_COORDINATOR",
+            Self::UnknownGroup { .. } => "UNKNOWN_GROUP",
+            Self::GroupNotEmpty { .. } => "GROUP_NOT_EMPTY",
+            Self::MemberFenced { .. } => "MEMBER_FENCED",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull => "DISK_FULL",
             Self::Quarantined { .. } => "QUARANTINED",
@@ -192,6 +224,7 @@ impl BrokerError {
         matches!(
             self,
             Self::NotLeader { .. }
+                | Self::NotCoordinator { .. }
                 | Self::OutcomeUnknown { .. }
                 | Self::Overloaded { .. }
                 | Self::DiskFull

@@ -1,6 +1,6 @@
 //! Highwater's broker as a library: replicates logs with Raft and serves them.
 //!
-//! Layers, each naming only those to its right: `rpc -> cluster -> replica -> storage`. [`Broker`] is the whole of it as one
+//! Layers, each naming only those to its right: `rpc -> groups -> cluster -> replica -> storage`. [`Broker`] is the whole of it as one
 //! value: several can live in one process, and nothing is global.
 //!
 //! ```no_run
@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod config;
 pub mod env;
 pub mod error;
+mod groups;
 mod http;
 pub mod metrics;
 pub mod open_files;

@@ -107,6 +107,31 @@ pub struct ScrapeFigures {
     pub replicas: Vec<ReplicaFigures>,
 }
 
+/// One coordinator's part of the figures of groups; gone when it is dropped.
+#[derive(Debug)]
+pub struct GroupGauges {
+    groups: Gauge,
+    members: Gauge,
+    shown: (i64, i64),
+}
+
+impl GroupGauges {
+    /// Shows these counts instead of the last ones.
+    pub fn set(&mut self, groups: usize, members: usize) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let new = (count(groups), count(members));
+        self.groups.inc_by(new.0 - self.shown.0);
+        self.members.inc_by(new.1 - self.shown.1);
+        self.shown = new;
+    }
+}
+
+impl Drop for GroupGauges {
+    fn drop(&mut self) {
+        self.set(0, 0);
+    }
+}
+
 /// Every series that is counted as things happen. Cheap to share; all methods take `&self` and may be called from any thread.
 pub struct Metrics {
     registry: Registry,
@@ -140,6 +165,10 @@ pub struct Metrics {
     streams: Family<KindLabels, Gauge>,
     connections: Gauge,
     connections_refused: Counter,
+    groups: Gauge,
+    group_members: Gauge,
+    group_rebalances: Counter,
+    group_commits: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -189,9 +218,14 @@ impl Metrics {
             streams: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            groups: Gauge::default(),
+            group_members: Gauge::default(),
+            group_rebalances: Counter::default(),
+            group_commits: Counter::default(),
         };
         metrics.register_log_and_raft();
         metrics.register_requests();
+        metrics.register_groups();
         metrics
     }
 
@@ -277,6 +311,26 @@ impl Metrics {
             "commit_seconds",
             "Time from append to commit on the leader",
             self.commit_seconds.clone(),
+        );
+    }
+
+    fn register_groups(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("groups", "Consumer groups coordinated here", self.groups.clone());
+        registry.register(
+            "group_members",
+            "Members of the consumer groups coordinated here",
+            self.group_members.clone(),
+        );
+        registry.register(
+            "group_rebalances",
+            "Times that members or owners of partitions changed in groups coordinated here",
+            self.group_rebalances.clone(),
+        );
+        registry.register(
+            "group_commits",
+            "Commits of members of consumer groups",
+            self.group_commits.clone(),
         );
     }
 
@@ -424,6 +478,25 @@ impl Metrics {
     pub fn fetched(&self, records: u64, bytes: u64) {
         self.fetch_records.inc_by(records);
         self.fetch_bytes.inc_by(bytes);
+    }
+
+    /// What one coordinator shows of its groups.
+    pub fn group_gauges(&self) -> GroupGauges {
+        GroupGauges {
+            groups: self.groups.clone(),
+            members: self.group_members.clone(),
+            shown: (0, 0),
+        }
+    }
+
+    /// Members or owners of partitions changed.
+    pub fn group_rebalanced(&self) {
+        self.group_rebalances.inc();
+    }
+
+    /// A member committed.
+    pub fn group_committed(&self) {
+        self.group_commits.inc();
     }
 
     /// A stream is open until the guard is dropped.

@@ -62,8 +62,9 @@ pub(crate) enum Command {
     Produce(Produce),
     /// Print records.
     Consume(Consume),
-    /// Consumer groups (a later version).
-    Group(Later),
+    /// Consumer groups: members, progress, lag.
+    #[command(subcommand)]
+    Group(Group),
     /// The nodes and how they are doing.
     #[command(subcommand)]
     Cluster(Cluster),
@@ -124,16 +125,19 @@ pub(crate) enum Topic {
         #[command(flatten)]
         out: Out,
     },
-    /// Change a topic's configuration.
+    /// Change a topic's configuration, or give it more partitions.
     Alter {
         /// The topic.
         name: String,
         /// A key to set; may be repeated.
-        #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair, required_unless_present = "unset")]
+        #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair, required_unless_present_any = ["unset", "partitions"])]
         config: Vec<(String, String)>,
         /// A key to put back to its default; may be repeated.
         #[arg(long, value_name = "KEY")]
         unset: Vec<String>,
+        /// How many partitions it is to have: more than now. Keys go to other partitions from then on.
+        #[arg(short = 'p', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: Option<u32>,
         #[command(flatten)]
         out: Out,
     },
@@ -160,6 +164,56 @@ pub(crate) enum Topic {
         #[command(flatten)]
         out: Out,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Group {
+    /// List the groups.
+    List {
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Show a group's members and partitions, and why events do not flow where they do not.
+    Describe {
+        /// The group.
+        name: String,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Show how far a group is behind, in records and in time.
+    Lag {
+        /// The group.
+        name: String,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Show where a group's progress would be moved; with --execute, move it. The group must have no members.
+    ResetOffsets(Reset),
+    /// Delete a group without members, and its progress.
+    Delete {
+        /// The group.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// The group.
+    pub(crate) name: String,
+    /// Where to: start, end, an offset, or @TIME.
+    #[arg(long, value_name = "OFFSET|@TIME")]
+    pub(crate) to: Position,
+    /// Only in this topic; in all that the group has progress in without it.
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Only in this partition; may be repeated.
+    #[arg(short = 'p', long = "partition", value_delimiter = ',')]
+    pub(crate) partitions: Vec<u32>,
+    /// Do it.
+    #[arg(long)]
+    pub(crate) execute: bool,
+    #[command(flatten)]
+    pub(crate) out: Out,
 }
 
 #[derive(Debug, Args)]
@@ -211,7 +265,8 @@ impl std::str::FromStr for PositionOrFormat {
 pub(crate) struct Consume {
     /// The topic.
     pub(crate) topic: String,
-    /// Read as a member of a consumer group (a later version).
+    /// Read as a member of a consumer group: go on where the group has come to (at the position given by -o where it has not
+    /// begun), wait for more, and count what was printed as done.
     #[arg(short = 'g', long, conflicts_with = "partitions")]
     pub(crate) group: Option<String>,
     /// Only this partition; may be repeated.
@@ -296,12 +351,28 @@ pub(crate) enum Cluster {
         #[arg(long, value_name = "NODE")]
         node: u64,
     },
-    /// Add a node (a later version).
-    AddNode(Later),
-    /// Remove a node (a later version).
-    RemoveNode(Later),
-    /// Spread replicas and leaders evenly (a later version).
-    Rebalance(Later),
+    /// Keep a node that is draining, or let one that lost its data come back with an empty data directory. A new node needs no
+    /// command: it joins by itself.
+    AddNode {
+        /// Id of the node.
+        node: u64,
+    },
+    /// Let a node leave, alive or dead: its replicas move to other nodes first. Its id is never used again.
+    RemoveNode {
+        /// Id of the node.
+        node: u64,
+        /// Wait until it has left, at most --timeout.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Show what would spread replicas and leaders evenly.
+    Rebalance {
+        /// Do it, in the background; 'cluster health' shows what is on its way.
+        #[arg(long)]
+        execute: bool,
+        #[command(flatten)]
+        out: Out,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -394,8 +465,8 @@ mod tests {
 
     #[test]
     fn verbs_of_later_versions_take_whatever_follows() {
-        let line = ["broker-cli", "group", "reset-offsets", "g", "--to", "start", "--execute"];
-        let Command::Group(later) = Cli::parse_from(line).command else { panic!("not a group") };
-        assert_eq!(later.rest.len(), 5);
+        let line = ["broker-cli", "service", "describe", "s", "--watch"];
+        let Command::Service(later) = Cli::parse_from(line).command else { panic!("no service") };
+        assert_eq!(later.rest.len(), 3);
     }
 }

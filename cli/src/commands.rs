@@ -4,6 +4,8 @@
 
 pub(crate) mod cluster;
 mod consume;
+mod group;
+mod nodes;
 mod produce;
 pub(crate) mod profile;
 mod topic;
@@ -95,7 +97,7 @@ pub(crate) async fn run(session: Session, command: Command) -> Result<(), Failur
         Command::Produce(produce) => produce::run(&session, produce).await,
         Command::Consume(consume) => consume::run(&session, consume).await,
         Command::Cluster(verb) => run_cluster(&session, verb).await,
-        Command::Group(_) => Err(Failure::later("'group'")),
+        Command::Group(verb) => group::run(&session, verb).await,
         Command::Service(_) => Err(Failure::later("'service'")),
         Command::Profile(verb) => profile::run(verb, session.output),
         Command::Version { out } => version(session.format(out)),
@@ -119,9 +121,9 @@ async fn run_cluster(session: &Session, verb: Cluster) -> Result<(), Failure> {
         Cluster::ReplaceReplica { topic, partition, node } => {
             cluster::replace_replica(session, &topic, partition, node).await
         }
-        Cluster::AddNode(_) => Err(Failure::later("'cluster add-node'")),
-        Cluster::RemoveNode(_) => Err(Failure::later("'cluster remove-node'")),
-        Cluster::Rebalance(_) => Err(Failure::later("'cluster rebalance'")),
+        Cluster::AddNode { node } => nodes::add(session, node).await,
+        Cluster::RemoveNode { node, wait } => nodes::remove(session, node, wait).await,
+        Cluster::Rebalance { execute, out } => nodes::rebalance(session, execute, out).await,
     }
 }
 

@@ -97,6 +97,9 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
         reason::UNKNOWN_PARTITION => {
             (Exit::NotFound, Some("'broker-cli topic describe TOPIC' shows the partitions"))
         }
+        reason::UNKNOWN_GROUP => {
+            (Exit::NotFound, Some("'broker-cli group list' shows what exists"))
+        }
         "NOT_FOUND" => (Exit::NotFound, None),
         "PERMISSION_DENIED" | "UNAUTHENTICATED" => {
             (Exit::NotAllowed, Some("ask whoever runs the cluster for access"))
@@ -108,7 +111,11 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
                 "check --server (or HIGHWATER_SERVERS, or the profile) and that a broker runs there",
             ),
         ),
-        reason::TIMEOUT | "DEADLINE_EXCEEDED" | reason::NOT_LEADER | reason::NOT_READY => (
+        reason::TIMEOUT
+        | "DEADLINE_EXCEEDED"
+        | reason::NOT_LEADER
+        | reason::NOT_COORDINATOR
+        | reason::NOT_READY => (
             Exit::TimedOut,
             Some("'broker-cli cluster health' says what is missing; try a longer --timeout"),
         ),
@@ -117,6 +124,9 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
         }
         reason::TOPIC_EXISTS => {
             (Exit::Error, Some("choose another name, or 'topic alter' this one"))
+        }
+        reason::GROUP_NOT_EMPTY => {
+            (Exit::Error, Some("stop its members; 'broker-cli group describe' shows them"))
         }
         reason::TOO_LARGE => {
             (Exit::Error, Some("'topic describe' shows the topic's max.message.bytes"))

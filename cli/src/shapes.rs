@@ -2,16 +2,20 @@
 //!
 //! Owns: the shapes. Never: prints them, or shares the client's types (those may change, these may only grow).
 
+mod group;
+
 use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use highwater_client::{
-    Ack, ClusterHealth, ClusterInfo, Event, NodeDescription, PartitionDescription,
-    QuarantinedReplica, TopicDescription, TopicListing, TopicOption,
+    Ack, ClusterHealth, ClusterInfo, Event, NodeDescription, PartitionDescription, PlannedMove,
+    QuarantinedReplica, RebalancePlan, TopicDescription, TopicListing, TopicOption,
 };
 use serde::Serialize;
+
+pub(crate) use group::{GroupListShape, GroupShape, LagShape, MovedShape, ResetShape};
 
 /// A key, a value or a header's value: text where it is UTF-8, else `{"base64": ...}`.
 #[derive(Debug, Serialize)]
@@ -238,6 +242,7 @@ pub(crate) struct HealthShape {
     pub(crate) leaderless_partitions: u32,
     pub(crate) under_replicated_partitions: u32,
     pub(crate) dead_nodes: Vec<u64>,
+    pub(crate) in_progress: Vec<String>,
 }
 
 impl From<ClusterHealth> for HealthShape {
@@ -248,6 +253,7 @@ impl From<ClusterHealth> for HealthShape {
             leaderless_partitions: health.leaderless_partitions,
             under_replicated_partitions: health.under_replicated_partitions,
             dead_nodes: health.dead_nodes,
+            in_progress: health.in_progress,
         }
     }
 }
@@ -262,6 +268,25 @@ pub(crate) struct NodeShape {
     pub(crate) leaders: u32,
     pub(crate) replicas: u32,
     pub(crate) version: String,
+    pub(crate) state: String,
+    pub(crate) rack: String,
+}
+
+impl NodeShape {
+    /// A node that has left: of it only its id is known.
+    pub(crate) fn removed(id: u64) -> Self {
+        Self {
+            id,
+            address: String::new(),
+            internal_address: String::new(),
+            alive: false,
+            leaders: 0,
+            replicas: 0,
+            version: String::new(),
+            state: "removed".to_owned(),
+            rack: String::new(),
+        }
+    }
 }
 
 impl From<NodeDescription> for NodeShape {
@@ -274,7 +299,33 @@ impl From<NodeDescription> for NodeShape {
             leaders: node.leaders,
             replicas: node.replicas,
             version: node.version,
+            state: node.state.to_string(),
+            rack: node.rack,
         }
+    }
+}
+
+/// What `cluster rebalance` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct PlanShape {
+    pub(crate) moves: Vec<MoveShape>,
+    pub(crate) started: u32,
+}
+
+/// A partition whose nodes change.
+#[derive(Debug, Serialize)]
+pub(crate) struct MoveShape {
+    pub(crate) topic: String,
+    pub(crate) partition: u32,
+    pub(crate) from: Vec<u64>,
+    pub(crate) to: Vec<u64>,
+}
+
+impl From<RebalancePlan> for PlanShape {
+    fn from(plan: RebalancePlan) -> Self {
+        let shape =
+            |PlannedMove { topic, partition, from, to }| MoveShape { topic, partition, from, to };
+        Self { moves: plan.moves.into_iter().map(shape).collect(), started: plan.started }
     }
 }
 

@@ -19,8 +19,8 @@ use crate::error::{AdminError, Refusal};
 use crate::metadata::{Order, within};
 use crate::record::Event;
 use crate::types::{
-    ClusterHealth, ClusterInfo, ClusterMetadata, FetchOptions, Fetched, NewTopic, Start,
-    TopicDescription, TopicListing, TopicOption, required,
+    ClusterHealth, ClusterInfo, ClusterMetadata, FetchOptions, Fetched, NewTopic, RebalancePlan,
+    Start, TopicDescription, TopicListing, TopicOption, required,
 };
 
 /// What a node may take longer than a fetch waits for records.
@@ -28,7 +28,7 @@ const FETCH_GRACE: Duration = Duration::from_secs(5);
 
 /// Whether a call may be made again when it is not known whether it took effect.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
+pub(crate) enum Repeat {
     /// It only reads.
     Freely,
     /// It changes something.
@@ -50,7 +50,7 @@ enum Repeat {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Admin {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl Admin {
@@ -85,8 +85,30 @@ impl Admin {
             name: name.to_owned(),
             set: set.into_iter().collect(),
             unset: unset.into_iter().collect(),
+            partitions: 0,
         };
         // Setting keys to the same values twice is the same as once.
+        let answer = self
+            .call(Repeat::Freely, request, async |channel, request| {
+                topic_service(channel).update(request).await
+            })
+            .await?;
+        Ok(required(answer.topic, "topic")?.into())
+    }
+
+    /// Gives a topic more partitions, so that it has `partitions`, and waits until they have leaders. Keys go to other partitions
+    /// from then on.
+    pub async fn add_partitions(
+        &self,
+        name: &str,
+        partitions: u32,
+    ) -> Result<TopicDescription, AdminError> {
+        let request = v1::TopicServiceUpdateRequest {
+            name: name.to_owned(),
+            partitions,
+            ..v1::TopicServiceUpdateRequest::default()
+        };
+        // The number is what it is to become, not how many to add.
         let answer = self
             .call(Repeat::Freely, request, async |channel, request| {
                 topic_service(channel).update(request).await
@@ -236,6 +258,40 @@ impl Admin {
         .map(drop)
     }
 
+    /// Keeps a draining node after all; lets any other node come back once with an empty data directory, in which its replicas are
+    /// built anew. A node that was never a member joins by itself.
+    pub async fn add_node(&self, node_id: u64) -> Result<(), AdminError> {
+        let request = v1::AddNodeRequest { node_id };
+        // Twice would first keep a node and then open the door to another data directory.
+        self.call(Repeat::UnlessItMayHaveHappened, request, async |channel, request| {
+            cluster_service(channel).add_node(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Lets a node leave, alive or dead: its replicas move to other nodes first. Returns once that is decided.
+    pub async fn remove_node(&self, node_id: u64) -> Result<(), AdminError> {
+        let request = v1::RemoveNodeRequest { node_id };
+        self.call(Repeat::Freely, request, async |channel, request| {
+            cluster_service(channel).remove_node(request).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// What would make replicas and preferred leaders even over the nodes; with `execute` it is put on its way.
+    pub async fn rebalance(&self, execute: bool) -> Result<RebalancePlan, AdminError> {
+        let request = v1::RebalanceRequest { execute };
+        // Partitions that move already are left alone.
+        let answer = self
+            .call(Repeat::Freely, request, async |channel, request| {
+                cluster_service(channel).rebalance(request).await
+            })
+            .await?;
+        Ok(answer.into())
+    }
+
     /// Reads once from a partition. Any node takes it; for more than a look, subscribe.
     pub async fn fetch(
         &self,
@@ -282,7 +338,7 @@ impl Admin {
     }
 
     /// Makes a call within the client's request timeout.
-    async fn call<Q, A>(
+    pub(crate) async fn call<Q, A>(
         &self,
         repeat: Repeat,
         request: Q,

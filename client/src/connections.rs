@@ -9,6 +9,7 @@ use std::time::Duration;
 use highwater_proto::v1;
 use highwater_proto::v1::cluster_service_client::ClusterServiceClient;
 use highwater_proto::v1::consumer_service_client::ConsumerServiceClient;
+use highwater_proto::v1::group_service_client::GroupServiceClient;
 use highwater_proto::v1::producer_service_client::ProducerServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use parking_lot::Mutex;
@@ -115,6 +116,13 @@ pub(crate) fn consumer_service(channel: Channel) -> ConsumerServiceClient<Channe
 /// The topic service over a channel.
 pub(crate) fn topic_service(channel: Channel) -> TopicServiceClient<Channel> {
     TopicServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The group service over a channel.
+pub(crate) fn group_service(channel: Channel) -> GroupServiceClient<Channel> {
+    GroupServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The cluster service over a channel.

@@ -38,6 +38,14 @@ pub mod reason {
     pub const UNKNOWN_PRODUCER: &str = "UNKNOWN_PRODUCER";
     /// The offset is not in the log.
     pub const OFFSET_OUT_OF_RANGE: &str = "OFFSET_OUT_OF_RANGE";
+    /// The node does not coordinate the consumer group.
+    pub const NOT_COORDINATOR: &str = "NOT_COORDINATOR";
+    /// No consumer group has this name.
+    pub const UNKNOWN_GROUP: &str = "UNKNOWN_GROUP";
+    /// The consumer group has members, and only they may change its progress.
+    pub const GROUP_NOT_EMPTY: &str = "GROUP_NOT_EMPTY";
+    /// The caller is no member of its consumer group any more.
+    pub const MEMBER_FENCED: &str = "MEMBER_FENCED";
     /// A limit of the broker is reached for now.
     pub const OVERLOADED: &str = "OVERLOADED";
     /// The broker's disk is full.
@@ -188,6 +196,7 @@ impl Refusal {
 fn judge(word: &str) -> (bool, bool) {
     match word {
         reason::NOT_LEADER
+        | reason::NOT_COORDINATOR
         | reason::OVERLOADED
         | reason::DISK_FULL
         | reason::QUARANTINED
@@ -451,6 +460,29 @@ pub enum ConsumeError {
         /// Why.
         refusal: Refusal,
     },
+    /// Another process took this member's place in its consumer group: one with the same static id. Nothing follows.
+    #[error("fenced from consumer group '{group}': {refusal}")]
+    Fenced {
+        /// The group.
+        group: String,
+        /// What the coordinator said.
+        refusal: Refusal,
+    },
+    /// The consumer group's coordinator has not been reachable for so long that this member does not count as one any more: what it
+    /// was reading goes to others. It keeps trying to come back.
+    #[error("lost the membership of consumer group '{group}': {last}")]
+    MembershipLost {
+        /// The group.
+        group: String,
+        /// The last obstacle.
+        last: Refusal,
+    },
+    /// Progress could not be stored; it will be tried again in the background.
+    #[error("progress was not stored: {refusal}")]
+    NotCommitted {
+        /// Why.
+        refusal: Refusal,
+    },
     /// The subscription does not have this partition.
     #[error("the subscription to '{topic}' has no partition {partition}")]
     NoSuchPartition {
@@ -465,11 +497,14 @@ impl ConsumeError {
     /// Whether reading on may succeed without doing anything else.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Stalled { .. } => true,
-            Self::CannotSubscribe { refusal, .. } => refusal.is_retriable(),
-            Self::PartitionEnded { .. } | Self::Damaged { .. } | Self::NoSuchPartition { .. } => {
-                false
+            Self::Stalled { .. } | Self::MembershipLost { .. } => true,
+            Self::CannotSubscribe { refusal, .. } | Self::NotCommitted { refusal } => {
+                refusal.is_retriable()
             }
+            Self::PartitionEnded { .. }
+            | Self::Damaged { .. }
+            | Self::Fenced { .. }
+            | Self::NoSuchPartition { .. } => false,
         }
     }
 
@@ -481,10 +516,11 @@ impl ConsumeError {
     /// A word for programs.
     pub fn reason(&self) -> &str {
         match self {
-            Self::PartitionEnded { refusal, .. } | Self::CannotSubscribe { refusal, .. } => {
-                refusal.reason()
-            }
-            Self::Stalled { last, .. } => last.reason(),
+            Self::PartitionEnded { refusal, .. }
+            | Self::Fenced { refusal, .. }
+            | Self::NotCommitted { refusal }
+            | Self::CannotSubscribe { refusal, .. } => refusal.reason(),
+            Self::Stalled { last, .. } | Self::MembershipLost { last, .. } => last.reason(),
             Self::Damaged { .. } => reason::INVALID_BATCH,
             Self::NoSuchPartition { .. } => reason::UNKNOWN_PARTITION,
         }

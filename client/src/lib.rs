@@ -84,6 +84,7 @@ mod connections;
 mod consumer;
 mod env;
 mod error;
+mod group;
 mod metadata;
 mod producer;
 mod record;
@@ -95,12 +96,17 @@ pub use client::Client;
 pub use config::{ClientBuilder, DEFAULT_PORT, RetryPolicy, SERVERS_VARIABLE};
 pub use consumer::{ConsumerBuilder, EventBatch, Events};
 pub use error::{AdminError, ConnectError, ConsumeError, LeaderHint, Refusal, SendError, reason};
+pub use group::{
+    Delivery, GroupConsumerBuilder, GroupDescription, GroupEvents, GroupListing, GroupMember,
+    GroupOffset, GroupPartition, GroupState, PartitionFlow,
+};
 pub use producer::{Producer, ProducerBuilder, Ticket};
 pub use record::{Ack, Acks, Compression, Event, Header, Record};
 /// The gRPC status codes that refusals carry.
 pub use tonic::Code;
 pub use types::{
     BrokerDescription, ClusterHealth, ClusterInfo, ClusterMetadata, FetchOptions, Fetched,
-    NewTopic, NodeDescription, PartitionDescription, PartitionRouting, PartitionState,
-    QuarantinedReplica, Start, TopicDescription, TopicListing, TopicOption, TopicRouting,
+    NewTopic, NodeDescription, NodeState, PartitionDescription, PartitionRouting, PartitionState,
+    PlannedMove, QuarantinedReplica, RebalancePlan, Start, TopicDescription, TopicListing,
+    TopicOption, TopicRouting,
 };

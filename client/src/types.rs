@@ -211,6 +211,65 @@ pub struct NodeDescription {
     pub replicas: u32,
     /// Its version; empty if not known.
     pub version: String,
+    /// Whether it stays.
+    pub state: NodeState,
+    /// The rack it stands in; empty if nobody says.
+    pub rack: String,
+}
+
+/// Whether a node stays in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// The broker does not say.
+    Unknown,
+    /// It is a member.
+    Active,
+    /// It is to leave, and its replicas are on their way to other nodes.
+    Draining,
+}
+
+impl std::fmt::Display for NodeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Active => "active",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+/// What would make the cluster even.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RebalancePlan {
+    /// Partitions whose nodes change; none if the cluster is even.
+    pub moves: Vec<PlannedMove>,
+    /// How many of them were put on their way.
+    pub started: u32,
+}
+
+/// A partition whose nodes change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMove {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Ids of its nodes now, the preferred leader first.
+    pub from: Vec<u64>,
+    /// Ids of its nodes by the plan.
+    pub to: Vec<u64>,
+}
+
+impl From<v1::RebalanceResponse> for RebalancePlan {
+    fn from(plan: v1::RebalanceResponse) -> Self {
+        let planned = |planned: v1::PlannedMove| PlannedMove {
+            topic: planned.topic,
+            partition: planned.partition,
+            from: planned.from_node_ids,
+            to: planned.to_node_ids,
+        };
+        Self { moves: plan.moves.into_iter().map(planned).collect(), started: plan.started }
+    }
 }
 
 /// Who is in the cluster.
@@ -226,6 +285,8 @@ pub struct ClusterInfo {
     pub topics: u32,
     /// Number of partitions.
     pub partitions: u32,
+    /// Ids of nodes that have left; never used again.
+    pub removed_nodes: Vec<u64>,
 }
 
 /// Whether the cluster is well.
@@ -241,6 +302,8 @@ pub struct ClusterHealth {
     pub under_replicated_partitions: u32,
     /// Ids of nodes that are not alive.
     pub dead_nodes: Vec<u64>,
+    /// What is on its way, for people: partitions that move, nodes that leave.
+    pub in_progress: Vec<String>,
 }
 
 /// Addresses and partition leaders.
@@ -395,8 +458,22 @@ impl From<v1::BrokerInfo> for BrokerDescription {
 
 impl From<v1::Node> for NodeDescription {
     fn from(node: v1::Node) -> Self {
-        let v1::Node { id, address, internal_address, alive, leaders, replicas, version } = node;
-        Self { id, address, internal_address, alive, leaders, replicas, version }
+        let state = match node.state() {
+            v1::NodeState::Unspecified => NodeState::Unknown,
+            v1::NodeState::Active => NodeState::Active,
+            v1::NodeState::Draining => NodeState::Draining,
+        };
+        Self {
+            id: node.id,
+            address: node.address,
+            internal_address: node.internal_address,
+            alive: node.alive,
+            leaders: node.leaders,
+            replicas: node.replicas,
+            version: node.version,
+            state,
+            rack: node.rack,
+        }
     }
 }
 
@@ -408,6 +485,7 @@ impl From<v1::GetClusterResponse> for ClusterInfo {
             nodes: cluster.nodes.into_iter().map(Into::into).collect(),
             topics: cluster.topics,
             partitions: cluster.partitions,
+            removed_nodes: cluster.removed_nodes,
         }
     }
 }
@@ -420,6 +498,7 @@ impl From<v1::GetHealthResponse> for ClusterHealth {
             leaderless_partitions: health.leaderless_partitions,
             under_replicated_partitions: health.under_replicated_partitions,
             dead_nodes: health.dead_nodes,
+            in_progress: health.in_progress,
         }
     }
 }

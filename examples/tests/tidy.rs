@@ -163,7 +163,7 @@ fn too_long(file: &File) -> Option<String> {
     })
 }
 
-/// Inside the broker: `rpc -> cluster -> replica -> storage`, and who may name tonic, axum and the raft crate.
+/// Inside the broker: `rpc -> groups -> cluster -> replica -> storage`, and who may name tonic, axum and the raft crate.
 fn broker_layers(file: &File) -> Vec<String> {
     let Some(path) = file.path.strip_prefix("broker/src/") else { return Vec::new() };
     let replica = path.starts_with("replica/");
@@ -187,6 +187,12 @@ fn broker_layers(file: &File) -> Vec<String> {
         let below = replica || path.starts_with("cluster/");
         forbid(below && (within("rpc") || within("http")), "cluster and replica never name rpc");
         forbid(replica && within("cluster"), "replica never names cluster");
+        let groups = path.starts_with("groups/");
+        forbid(below && within("groups"), "cluster and replica never name groups");
+        forbid(groups && (within("rpc") || within("http")), "groups never names rpc");
+        let engine = path.starts_with("groups/engine/");
+        let outside = names("tokio") || within("env") || within("cluster") || within("replica");
+        forbid(engine && outside, "the groups' engine knows no runtime, clock or node");
     }
     problems
 }
@@ -354,6 +360,10 @@ mod each_rule_finds_its_offender {
             ("broker/src/cluster/node.rs", "use tonic::Status;"),
             ("broker/src/replica/core.rs", "use crate::cluster::NodeId;"),
             ("broker/src/cluster/node.rs", "use crate::rpc::status;"),
+            ("broker/src/cluster/node.rs", "use crate::groups::Groups;"),
+            ("broker/src/groups/shard.rs", "use crate::rpc::status;"),
+            ("broker/src/groups/engine/mod.rs", "use tokio::sync::mpsc;"),
+            ("broker/src/groups/engine/mod.rs", "use crate::env::Clock;"),
             ("broker/src/rpc/mod.rs", "use raft::RawNode;"),
             ("broker/src/rpc/mod.rs", "let router = axum::Router::new();"),
         ];

@@ -1,7 +1,7 @@
 //! rebuild: what a data directory could hold after the power went, from what it held at the start and the shim's log.
 //!
 //! Owns: which bytes and names each sync promises, and the choice of what else survives. Never: runs brokers, or knows what
-//! the files mean (but for the name of the hard-state journal, to leave its syncs out on request).
+//! the files mean (but for the names of the journals, to leave their syncs out on request).
 //!
 //! The rules. A file's sync keeps its bytes and its size, not its name. A directory's sync keeps its names. `syncfs` keeps
 //! everything. A sync keeps what was done before it began. Of what was never synced any 512-byte sector is there as it was
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: rebuild --base DIR --log FILE --out DIR --seed N [--ignore SYNC] [--keep HOW]
   DIR of --base is what was on the disk when the broker started; --out must not exist, and is to be copied before it is
   written to, because files that were not changed are links into --base
-  SYNC: file | journal | segments | small | directory | syncfs | all: these promise nothing
+  SYNC: file | journal | appends | segments | small | directory | syncfs | all: these promise nothing
   HOW: nothing | some | everything of what was not synced; drawn from the seed by default";
 /// What a disk writes whole.
 const SECTOR_BYTES: u64 = 512;
@@ -39,6 +39,8 @@ enum Ignore {
     File,
     /// Every sync of the hard-state journal.
     Journal,
+    /// Every sync of the journal of appends.
+    Appends,
     /// Every sync of the segments.
     Segments,
     /// Every sync of all other files.
@@ -55,6 +57,7 @@ impl Ignore {
             "" | "nothing" => Self::Nothing,
             "file" => Self::File,
             "journal" => Self::Journal,
+            "appends" => Self::Appends,
             "segments" => Self::Segments,
             "small" => Self::Small,
             "directory" => Self::Directory,
@@ -69,6 +72,7 @@ impl Ignore {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Purpose {
     Journal,
+    Appends,
     Segment,
     #[default]
     Small,
@@ -79,6 +83,7 @@ impl Ignore {
     fn covers(self, purpose: Purpose) -> bool {
         match self {
             Self::Journal => purpose == Purpose::Journal,
+            Self::Appends => purpose == Purpose::Appends,
             Self::Segments => purpose == Purpose::Segment,
             Self::Small => purpose == Purpose::Small,
             Self::All => true,
@@ -374,6 +379,8 @@ impl Tree {
     fn add_file(&mut self, name: &str, base: Option<PathBuf>) -> usize {
         let purpose = if name.starts_with("hard-state") {
             Purpose::Journal
+        } else if name.starts_with("appends") {
+            Purpose::Appends
         } else if name.ends_with(".log") {
             Purpose::Segment
         } else {

@@ -3,7 +3,7 @@
 //! Owns: finding that leader, trying again, and waiting until this node sees the effect. Never: the commands' meaning
 //! (`metadata`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use highwater_proto::internal::{
 };
 use prost::Message;
 
+use super::METADATA_GROUP;
 use super::node::Node;
 use super::peer::PeerError;
+use super::placement::{self, Loads};
 use super::view::TopicView;
-use super::{METADATA_GROUP, NodeId, placement};
 use crate::error::BrokerError;
 
 /// Longest wait for the metadata group.
@@ -94,12 +95,16 @@ impl Node {
     async fn wait_applied(&self, index: u64) -> Result<(), BrokerError> {
         let mut view = self.inner.metadata.subscribe();
         let applied = view.wait_for(|metadata| metadata.applied_index >= index);
-        match tokio::time::timeout(COMMAND_TIMEOUT, applied).await {
-            Ok(Ok(_)) => {
+        // What it answers with locks the metadata, for as long as it lives: it must be gone before they are read again, since a
+        // change that waits to be published keeps new readers out.
+        let is_applied =
+            tokio::time::timeout(COMMAND_TIMEOUT, applied).await.is_ok_and(|seen| seen.is_ok());
+        match is_applied {
+            true => {
                 self.refresh_view();
                 Ok(())
             }
-            _ => Err(BrokerError::NotReady {
+            false => Err(BrokerError::NotReady {
                 why: "the change was made, but this node is behind and does not see it yet".into(),
             }),
         }
@@ -121,26 +126,26 @@ impl Node {
         }
         let partitions = partitions.max(1);
         self.check_limits(partitions)?;
-        let nodes: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
+        let metadata = self.inner.metadata.borrow().clone();
+        let nodes = self.placeable(&metadata);
+        let staying = nodes.racks.len();
         let replication_factor = match usize::try_from(replication_factor).unwrap_or(usize::MAX) {
             0 => {
                 let default = self.inner.config.default_replication_factor;
-                usize::try_from(default).unwrap_or(1).clamp(1, nodes.len())
+                usize::try_from(default).unwrap_or(1).clamp(1, staying)
             }
-            asked if asked <= nodes.len() => asked,
+            asked if asked <= staying => asked,
             asked => {
                 return Err(BrokerError::InvalidArgument {
                     field: "replication_factor".into(),
                     why: format!(
-                        "{asked} replicas need as many nodes; the cluster has {}",
-                        nodes.len()
+                        "{asked} replicas need as many nodes; the cluster has {staying} that stay"
                     ),
                 });
             }
         };
-        let alive = nodes.iter().copied().filter(|node| self.is_alive(*node)).collect();
-        let topics = view.topics.values().map(|topic| &**topic);
-        let placed = placement::place(&nodes, &alive, topics, partitions, replication_factor);
+        let loads = Loads::new(&nodes, view.topics.values().map(|topic| &**topic));
+        let placed = placement::place(&nodes, loads, partitions, replication_factor);
         let create = internal::CreateTopic {
             name: name.to_owned(),
             id: uuid::Uuid::new_v4().to_string(),
@@ -151,16 +156,53 @@ impl Node {
         self.wait_for_leaders(name).await
     }
 
-    fn check_limits(&self, partitions: u32) -> Result<(), BrokerError> {
-        let metadata = self.inner.metadata.borrow();
-        let config = &self.inner.config;
-        let limit = |what, limit: u32| BrokerError::Overloaded { what, limit: limit.to_string() };
-        if metadata.topics.len() >= usize::try_from(config.topics_max).unwrap_or(usize::MAX) {
-            return Err(limit("number of topics (limits.topics)", config.topics_max));
+    /// Gives a topic more partitions, so that it has `partitions`, and waits until they have leaders. Nothing that is there moves; keys
+    /// go to other partitions than before.
+    pub async fn add_partitions(
+        &self,
+        name: &str,
+        partitions: u32,
+    ) -> Result<Arc<TopicView>, BrokerError> {
+        let view = self.member_view()?;
+        let Some(topic) = view.topics.get(name) else { return Err(self.unknown_topic(name)) };
+        let has = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+        let more = check_partitions(topic, partitions)?;
+        if more == 0 {
+            return Ok(Arc::clone(topic));
         }
-        let total = metadata.partitions() as u64 + u64::from(partitions);
-        if total > u64::from(config.partitions_max) {
-            return Err(limit("number of partitions (limits.partitions)", config.partitions_max));
+        self.check_partitions_limit(more)?;
+        let metadata = self.inner.metadata.borrow().clone();
+        let nodes = self.placeable(&metadata);
+        let has_replicas = topic.partitions.iter().map(|partition| partition.destined().count());
+        let replicas = has_replicas.max().unwrap_or(1).clamp(1, nodes.racks.len());
+        let loads = Loads::new(&nodes, view.topics.values().map(|topic| &**topic));
+        let placed = placement::place(&nodes, loads, more, replicas);
+        let add = internal::AddPartitions {
+            name: name.to_owned(),
+            id: topic.id.clone(),
+            partitions: has,
+            placements: placed.into_iter().map(|nodes| PartitionPlacement { nodes }).collect(),
+        };
+        self.propose_metadata(command(Command::AddPartitions(add))).await?;
+        self.wait_for_leaders(name).await
+    }
+
+    fn check_limits(&self, partitions: u32) -> Result<(), BrokerError> {
+        let limit = self.inner.config.topics_max;
+        let topics = self.inner.metadata.borrow().topics.len();
+        if topics >= usize::try_from(limit).unwrap_or(usize::MAX) {
+            let what = "number of topics (limits.topics)";
+            return Err(BrokerError::Overloaded { what, limit: limit.to_string() });
+        }
+        self.check_partitions_limit(partitions)
+    }
+
+    fn check_partitions_limit(&self, more: u32) -> Result<(), BrokerError> {
+        let limit = self.inner.config.partitions_max;
+        let total = self.inner.metadata.borrow().partitions() as u64 + u64::from(more);
+        if total > u64::from(limit) {
+            let what = "number of partitions (limits.partitions)";
+            return Err(BrokerError::Overloaded { what, limit: limit.to_string() });
         }
         Ok(())
     }
@@ -190,6 +232,18 @@ impl Node {
         left.0 += 1;
         Ok(left.0 - 1)
     }
+}
+
+/// How many partitions a topic lacks; an error if it has more than that.
+pub(crate) fn check_partitions(topic: &TopicView, wanted: u32) -> Result<u32, BrokerError> {
+    let has = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+    wanted.checked_sub(has).ok_or_else(|| BrokerError::InvalidArgument {
+        field: "partitions".into(),
+        why: format!(
+            "topic '{}' has {has}; partitions can be added, not taken away: their records would be lost",
+            topic.name
+        ),
+    })
 }
 
 /// A command in the encoding of this version.
@@ -223,6 +277,7 @@ fn accepted(
         Some(Command::CreateTopic(create)) => create.name.clone(),
         Some(Command::UpdateTopic(update)) => update.name.clone(),
         Some(Command::DeleteTopic(delete)) => delete.name.clone(),
+        Some(Command::AddPartitions(add)) => add.name.clone(),
         _ => String::new(),
     };
     match outcome.reason.as_str() {

@@ -7,6 +7,7 @@ use highwater_proto::internal::{NodeImage, PeerBatch, PeerHello};
 
 use super::NodeId;
 use super::founding::FEATURE_LEVEL;
+use super::metadata::removed_message;
 use super::node::Node;
 use super::peer::PeerEvents;
 use crate::error::BrokerError;
@@ -23,16 +24,24 @@ impl Node {
         if hello.cluster_id != cluster_id {
             return refuse(format!("cluster {} is not this one, {cluster_id}", hello.cluster_id));
         }
-        if hello.to_node_id != inner.id {
-            return refuse(format!("this is node {}, not {}", inner.id, hello.to_node_id));
+        if hello.to_node_id != self.id() {
+            return refuse(format!("this is node {}, not {}", self.id(), hello.to_node_id));
         }
         let metadata = inner.metadata.borrow().clone();
+        if metadata.removed_nodes.contains(&hello.node_id) {
+            return refuse(removed_message(hello.node_id));
+        }
         let Some(known) = metadata.nodes.get(&hello.node_id) else {
             return refuse(format!("node {} is not in this cluster", hello.node_id));
         };
         admit_directory(known, hello)?;
         let mut boots = inner.boots.lock();
-        let seen = boots.entry(hello.node_id).or_insert(known.boot_counter);
+        let (directory, seen) = boots.entry(hello.node_id).or_default();
+        if *directory != known.incarnation {
+            // Another directory took the place of one that was lost, and counts from 1.
+            directory.clone_from(&known.incarnation);
+            *seen = 0;
+        }
         *seen = (*seen).max(known.boot_counter);
         if hello.boot_counter < *seen {
             return refuse(format!(
@@ -75,7 +84,7 @@ impl PeerEvents for Node {
         let identity = self.inner.identity.lock();
         PeerHello {
             cluster_id: identity.cluster_id.clone(),
-            node_id: self.inner.id,
+            node_id: self.id(),
             incarnation: identity.incarnation.clone(),
             boot_counter: identity.boot_counter,
             version: env!("CARGO_PKG_VERSION").to_owned(),

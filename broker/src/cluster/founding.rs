@@ -2,7 +2,7 @@
 //!
 //! Owns: the promise on disk and the coordinator's steps. The first seed of the list coordinates; every seed persists its
 //! promise before any of them is a member, so that no two clusters can be founded from one list. Never: joins a node to a cluster
-//! that exists; a wiped seed is told so and waits for its operator.
+//! that exists (`joining` does).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -75,6 +75,13 @@ pub(crate) enum Round {
     Founded(Founding),
     /// Not yet, and why, for people.
     Waiting(String),
+    /// It was founded without this data directory: ask to join.
+    Exists {
+        /// A member.
+        seed: String,
+        /// The cluster.
+        cluster_id: String,
+    },
 }
 
 impl Founder {
@@ -115,11 +122,7 @@ impl Founder {
     fn cluster_exists(&self, seed: &str, answer: &GetFoundingStateResponse) -> Round {
         match self.promises.held() {
             Some(promise) if promise.cluster_id == answer.cluster_id => Round::Founded(promise),
-            _ => Round::Waiting(format!(
-                "seed {seed} belongs to cluster {}, but this data directory is empty: a node that lost its data does not come \
-                 back by itself. Restore its data directory, or have the cluster replace the node",
-                answer.cluster_id
-            )),
+            _ => Round::Exists { seed: seed.to_owned(), cluster_id: answer.cluster_id.clone() },
         }
     }
 

@@ -3,6 +3,7 @@
 //! Owns: that knowledge. Never: decides who leads.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use highwater_proto::internal::LeaderStatus;
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ struct Known {
 /// Leaders by group; shared between worker threads and tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Leadership {
-    own: NodeId,
+    own: AtomicU64,
     known: Mutex<Known>,
     /// Something changed.
     pub(crate) changed: Notify,
@@ -29,7 +30,16 @@ pub(crate) struct Leadership {
 
 impl Leadership {
     pub(crate) fn new(own: NodeId) -> Self {
-        Self { own, ..Self::default() }
+        Self { own: AtomicU64::new(own), ..Self::default() }
+    }
+
+    /// The node has an id now. Before it leads anything.
+    pub(crate) fn set_own(&self, own: NodeId) {
+        self.own.store(own, Ordering::Release);
+    }
+
+    fn is_own(&self, leader: NodeId) -> bool {
+        leader == self.own.load(Ordering::Acquire)
     }
 
     /// A replica on this node, or the leader itself, says so. Older terms are ignored.
@@ -38,11 +48,11 @@ impl Leadership {
         let entry = known.leaders.entry(group).or_insert((0, 0));
         let is_news = term > entry.1 || (term == entry.1 && *entry != (leader, term));
         // Within a term a leader once known is not forgotten because one replica has not heard of it yet.
-        if !is_news || (term == entry.1 && leader == 0 && entry.0 != self.own) {
+        if !is_news || (term == entry.1 && leader == 0 && !self.is_own(entry.0)) {
             return;
         }
         *entry = (leader, term);
-        if leader == self.own {
+        if self.is_own(leader) {
             known.won.push(LeaderStatus { group_id: group, term });
         }
         drop(known);
@@ -64,7 +74,7 @@ impl Leadership {
     /// What this node leads.
     pub(crate) fn own(&self) -> Vec<LeaderStatus> {
         let known = self.known.lock();
-        let own = known.leaders.iter().filter(|(_, (leader, _))| *leader == self.own);
+        let own = known.leaders.iter().filter(|(_, (leader, _))| self.is_own(*leader));
         own.map(|(group, (_, term))| LeaderStatus { group_id: *group, term: *term }).collect()
     }
 

@@ -3,7 +3,7 @@
 //! Owns: the order of both. Never: waits in `start` for other nodes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use highwater_proto::internal::metadata_command::Command;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::founding::{FEATURE_LEVEL, Founder, Promises, Round};
+use super::joining::Joined;
 use super::leadership::Leadership;
 use super::metadata::{Metadata, MetadataMachine};
 use super::node::{Inner, Node};
@@ -82,7 +83,10 @@ impl Node {
             internal_address: config.internal_advertise.clone(),
             listeners: listeners(&config),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            rack: config.rack.clone(),
         };
+        let joined =
+            Joined::open(Arc::clone(&deps.disk), config.data_dir.clone()).map_err(failed)?;
         let promises = Promises::open(Arc::clone(&deps.disk), config.data_dir.join("founding"))
             .map_err(failed)?;
         let founder = Founder {
@@ -99,9 +103,10 @@ impl Node {
                 .map_err(failed)?;
         let is_member = !identity.cluster_id.is_empty();
         let inner = Inner {
-            id,
+            id: AtomicU64::new(id),
             identity: Mutex::new(identity),
             founder,
+            joined,
             engine,
             leadership,
             metadata: watch::Sender::new(Arc::default()),
@@ -114,6 +119,7 @@ impl Node {
             producer_ids: tokio::sync::Mutex::new((0, 0)),
             unusable: Mutex::default(),
             repairing: Mutex::default(),
+            replaced: Mutex::default(),
             registered: AtomicBool::new(false),
             misconfigured: AtomicBool::new(false),
             cancel: CancellationToken::new(),
@@ -141,6 +147,8 @@ impl Node {
         tasks.spawn(self.clone().repair_loop());
         tasks.spawn(self.clone().pull_loop(pulls));
         tasks.spawn(self.clone().move_loop());
+        tasks.spawn(self.clone().steward_loop());
+        tasks.spawn(self.clone().leader_balance_loop());
     }
 
     /// Without seeds: a cluster of one, at once.
@@ -160,7 +168,7 @@ impl Node {
     fn become_member(&self, founding: &Founding) -> Result<(), StorageError> {
         if !self.inner.founder.is_among(founding) {
             let path = self.inner.config.data_dir.join("founding");
-            let id = self.inner.id;
+            let id = self.id();
             let detail = format!("node {id} has promised to found the cluster under another id");
             return Err(StorageError::Corrupt { path, index: 0, detail });
         }
@@ -175,7 +183,7 @@ impl Node {
             member.store(&*self.inner.deps.disk, &self.inner.config.data_dir)?;
             *identity = member;
         }
-        tracing::info!(cluster = founding.cluster_id, node = self.inner.id, "cluster founded");
+        tracing::info!(cluster = founding.cluster_id, node = self.id(), "cluster founded");
         self.open_metadata().map_err(|error| self.unusable_metadata(error))
     }
 
@@ -183,8 +191,9 @@ impl Node {
     fn open_metadata_or_repair(&self) -> Result<(), StorageError> {
         let Err(error) = self.open_metadata() else { return Ok(()) };
         let founding = self.inner.founder.promises.held().unwrap_or_default();
+        let has_others = founding.members.len() > 1 || !self.inner.joined.nodes().is_empty();
         match &error {
-            ReplicaError::Storage(StorageError::Corrupt { .. }) if founding.members.len() > 1 => {
+            ReplicaError::Storage(StorageError::Corrupt { .. }) if has_others => {
                 self.set_unusable(METADATA_GROUP, &error);
                 Ok(())
             }
@@ -192,7 +201,7 @@ impl Node {
         }
     }
 
-    fn unusable_metadata(&self, error: ReplicaError) -> StorageError {
+    pub(super) fn unusable_metadata(&self, error: ReplicaError) -> StorageError {
         match error {
             ReplicaError::Storage(error) => error,
             error => StorageError::Corrupt {
@@ -225,6 +234,9 @@ impl Node {
             index: 0,
             detail: detail.to_owned(),
         };
+        if let Some(new) = self.inner.joined.metadata_replica() {
+            return self.inner.engine.create(new, Some(machine)).map(drop);
+        }
         let Some(founding) = self.inner.founder.promises.held() else {
             return Err(
                 corrupt("the node is a member, but what it was founded with is missing").into()
@@ -232,7 +244,7 @@ impl Node {
         };
         let (voters, learners) = Metadata::metadata_members(&founding);
         let mut members = voters.iter().chain(&learners);
-        let Some((replica, _)) = members.find(|(_, node)| **node == self.inner.id) else {
+        let Some((replica, _)) = members.find(|(_, node)| **node == self.id()) else {
             return Err(corrupt("the node is not among the founding members").into());
         };
         let new = NewReplica {
@@ -258,6 +270,7 @@ impl Node {
                 tokio::time::sleep(FOUNDING_PAUSE).await;
             }
             self.register().await;
+            self.watch_membership().await;
         };
         tokio::select! {
             () = work => {}
@@ -268,11 +281,10 @@ impl Node {
     async fn founding_round(&self) {
         let new_cluster_id = uuid::Uuid::new_v4().to_string();
         match self.inner.founder.round(new_cluster_id).await {
-            Round::Waiting(why) => {
-                let mut waiting = self.inner.waiting.lock();
-                if *waiting != why {
-                    tracing::info!("{why}");
-                    *waiting = why;
+            Round::Waiting(why) => self.note_waiting(why),
+            Round::Exists { seed, cluster_id } => {
+                if let Err(why) = self.join_through(&seed, &cluster_id).await {
+                    self.note_waiting(why);
                 }
             }
             Round::Founded(founding) => match self.become_member_off_thread(founding.clone()).await
@@ -280,6 +292,14 @@ impl Node {
                 Ok(()) => self.inner.founder.confirm(&founding.cluster_id).await,
                 Err(error) => self.fail(format!("the cluster cannot be founded: {error}")),
             },
+        }
+    }
+
+    fn note_waiting(&self, why: String) {
+        let mut waiting = self.inner.waiting.lock();
+        if *waiting != why {
+            tracing::info!("{why}");
+            *waiting = why;
         }
     }
 
@@ -330,16 +350,7 @@ impl Node {
     /// Tells the metadata group that this node has started, and with which addresses.
     async fn register(&self) {
         loop {
-            let identity = self.inner.identity.lock().clone();
-            let started = NodeStarted {
-                node_id: self.inner.id,
-                incarnation: identity.incarnation,
-                boot_counter: identity.boot_counter,
-                internal_address: self.inner.config.internal_advertise.clone(),
-                listeners: listeners(&self.inner.config),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            };
-            let command = commands::command(Command::NodeStarted(started));
+            let command = self.own_start();
             match self.propose_metadata(command.clone()).await {
                 Ok(_) => {
                     self.inner.registered.store(true, Ordering::Release);
@@ -353,8 +364,8 @@ impl Node {
                     if let Some(why) = self.refused_by_leader(&command).await {
                         return self.fail_directory(&format!("the cluster refuses it: {why}"));
                     }
-                    if let Some(why) = self.inner.founder.other_cluster(&identity.cluster_id).await
-                    {
+                    let cluster_id = self.inner.identity.lock().cluster_id.clone();
+                    if let Some(why) = self.inner.founder.other_cluster(&cluster_id).await {
                         return self.fail_directory(&why);
                     }
                     tokio::time::sleep(FOUNDING_PAUSE).await;
@@ -363,11 +374,25 @@ impl Node {
         }
     }
 
+    /// What the metadata group is told of this start.
+    pub(super) fn own_start(&self) -> MetadataCommand {
+        let identity = self.inner.identity.lock().clone();
+        commands::command(Command::NodeStarted(NodeStarted {
+            node_id: self.id(),
+            incarnation: identity.incarnation,
+            boot_counter: identity.boot_counter,
+            internal_address: self.inner.config.internal_advertise.clone(),
+            listeners: listeners(&self.inner.config),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            rack: self.inner.config.rack.clone(),
+        }))
+    }
+
     /// Tells every other node of this start; why, if the leader among them refuses it. Nodes that refuse our streams do not
     /// let us know who leads.
-    async fn refused_by_leader(&self, command: &MetadataCommand) -> Option<String> {
+    pub(super) async fn refused_by_leader(&self, command: &MetadataCommand) -> Option<String> {
         let view = self.view();
-        for node in view.nodes.values().filter(|node| node.id != self.inner.id) {
+        for node in view.nodes.values().filter(|node| node.id != self.id()) {
             let request = ProposeMetadataRequest { command: Some(command.clone()) };
             let answer = self.inner.deps.calls.propose_metadata(&node.internal_address, request);
             if let Ok(ProposeMetadataResponse { outcome: Some(outcome) }) = answer.await
@@ -380,7 +405,7 @@ impl Node {
     }
 
     /// Ends the node because its directory does not fit its cluster.
-    fn fail_directory(&self, why: &str) {
+    pub(super) fn fail_directory(&self, why: &str) {
         self.inner.misconfigured.store(true, Ordering::Release);
         self.fail(format!("node.data_dir: {why}"));
     }
@@ -419,14 +444,14 @@ impl Node {
         });
         if peers_changed {
             let view = self.view();
-            let peers = view.nodes.values().filter(|node| node.id != self.inner.id);
+            let peers = view.nodes.values().filter(|node| node.id != self.id());
             let peers = peers.map(|node| (node.id, node.internal_address.clone())).collect();
             self.inner.deps.streams.set_peers(peers);
         }
     }
 
     fn to_all_peers(&self, batch: &PeerBatch) {
-        for node in self.view().nodes.keys().filter(|node| **node != self.inner.id) {
+        for node in self.view().nodes.keys().filter(|node| **node != self.id()) {
             self.inner.deps.streams.send(*node, batch.clone());
         }
     }
@@ -594,12 +619,6 @@ fn open_identity(config: &NodeConfig, deps: &NodeDeps) -> Result<Identity, Ident
     }
     if identity.node_id == 0 {
         identity.node_id = config.node_id.unwrap_or(by_place);
-    }
-    if identity.node_id == 0 {
-        return Err(IdentityError::Config(format!(
-            "this node is not among the seeds ({} is not in the list) and has no id; joining a cluster that exists comes in a later version",
-            config.internal_advertise
-        )));
     }
     identity.boot_counter += 1;
     identity.store(&*deps.disk, &config.data_dir).map_err(IdentityError::Storage)?;

@@ -3,6 +3,8 @@
 //! Owns: what each command does, and the ids it hands out. Deterministic: nothing but the state and the command decides.
 //! Never: choices that depend on who is alive; those are made before a command is proposed.
 
+mod nodes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ use super::view::{ClusterView, NodeView, PartitionView, TopicView};
 use super::{GroupId, NodeId, ReplicaId};
 use crate::replica::StateMachine;
 
+pub(crate) use nodes::{MetadataTarget, removed_message};
+
 /// Voters of the metadata group; further nodes follow as learners.
 const VOTERS_MAX: usize = 5;
 
@@ -28,6 +32,8 @@ pub(crate) struct Metadata {
     pub(crate) cluster_id: String,
     pub(crate) feature_level: u32,
     pub(crate) nodes: BTreeMap<NodeId, NodeImage>,
+    /// Nodes that have left.
+    pub(crate) removed_nodes: BTreeSet<NodeId>,
     pub(crate) topics: BTreeMap<String, Arc<TopicView>>,
     /// Groups with a target: derived from `topics`.
     pub(crate) moving: BTreeSet<GroupId>,
@@ -51,16 +57,7 @@ impl Metadata {
             ..Self::default()
         };
         for member in &founding.members {
-            let node = NodeImage {
-                id: member.node_id,
-                incarnation: member.incarnation.clone(),
-                boot_counter: 0,
-                internal_address: member.internal_address.clone(),
-                listeners: member.listeners.clone(),
-                version: member.version.clone(),
-                metadata_replica_id: state.next_replica_id,
-            };
-            state.next_replica_id += 1;
+            let node = state.new_node(member.node_id, member);
             state.nodes.insert(member.node_id, node);
         }
         state
@@ -70,12 +67,8 @@ impl Metadata {
     pub(crate) fn metadata_members(
         founding: &Founding,
     ) -> (BTreeMap<ReplicaId, NodeId>, BTreeMap<ReplicaId, NodeId>) {
-        let nodes = Self::founded(founding).nodes;
-        let mut members: BTreeMap<_, _> =
-            nodes.values().map(|node| (node.metadata_replica_id, node.id)).collect();
-        let first_learner = members.keys().nth(VOTERS_MAX).copied().unwrap_or(ReplicaId::MAX);
-        let learners = members.split_off(&first_learner);
-        (members, learners)
+        let MetadataTarget { voters, learners } = Self::founded(founding).metadata_target();
+        (voters, learners)
     }
 
     pub(crate) fn partitions(&self) -> usize {
@@ -95,6 +88,11 @@ impl Metadata {
             }
             Some(Command::ReassignPartition(reassign)) => self.reassign(reassign),
             Some(Command::FinishReassignment(finish)) => self.finish_reassignment(finish),
+            Some(Command::JoinNode(join)) => self.join_node(join),
+            Some(Command::AdmitNode(admit)) => self.admit_node(admit.node_id),
+            Some(Command::DrainNode(drain)) => self.drain_node(drain.node_id),
+            Some(Command::RetireNode(retire)) => self.retire_node(retire.node_id),
+            Some(Command::AddPartitions(add)) => self.add_partitions(add),
             None => refused("INVALID_ARGUMENT", "a command that this version does not know"),
         }
     }
@@ -107,12 +105,31 @@ impl Metadata {
             }
             return refused("TOPIC_EXISTS", &format!("topic '{}' exists already", create.name));
         }
-        let placed = create.placements.iter().flat_map(|placement| &placement.nodes);
-        if let Some(node) = placed.clone().find(|node| !self.nodes.contains_key(node)) {
-            return refused("INVALID_ARGUMENT", &format!("node {node} is not in the cluster"));
+        let partitions = match self.new_partitions(&create.placements) {
+            Ok(partitions) => partitions,
+            Err(refusal) => return refusal,
+        };
+        let topic = TopicView {
+            name: create.name.clone(),
+            id: create.id.clone(),
+            partitions,
+            config: create.config.clone(),
+        };
+        self.topics.insert(create.name.clone(), Arc::new(topic));
+        MetadataOutcome::default()
+    }
+
+    fn new_partitions(
+        &mut self,
+        placements: &[internal::PartitionPlacement],
+    ) -> Result<Vec<PartitionView>, MetadataOutcome> {
+        let mut placed = placements.iter().flat_map(|placement| &placement.nodes);
+        if let Some(node) = placed.find(|node| !self.nodes.contains_key(node)) {
+            let message = format!("node {node} is not in the cluster");
+            return Err(refused("INVALID_ARGUMENT", &message));
         }
-        let mut partitions = Vec::with_capacity(create.placements.len());
-        for placement in &create.placements {
+        let mut partitions = Vec::with_capacity(placements.len());
+        for placement in placements {
             let group = self.next_group_id;
             self.next_group_id += 1;
             let mut replicas = Vec::with_capacity(placement.nodes.len());
@@ -122,14 +139,27 @@ impl Metadata {
             }
             partitions.push(PartitionView { group, replicas, ..PartitionView::default() });
         }
-        let topic = TopicView {
-            name: create.name.clone(),
-            id: create.id.clone(),
-            partitions,
-            config: create.config.clone(),
+        Ok(partitions)
+    }
+
+    fn add_partitions(&mut self, add: &internal::AddPartitions) -> MetadataOutcome {
+        let Some(topic) = self.topics.get(&add.name).filter(|topic| topic.id == add.id) else {
+            return unknown_topic(&add.name);
         };
-        self.topics.insert(create.name.clone(), Arc::new(topic));
-        MetadataOutcome::default()
+        let has = topic.partitions.len();
+        if usize::try_from(add.partitions) != Ok(has) {
+            let message = format!("topic '{}' has {has} partitions by now; look again", add.name);
+            return refused("STALE_PARTITIONS", &message);
+        }
+        match self.new_partitions(&add.placements) {
+            Ok(partitions) => {
+                if let Some(topic) = self.topics.get_mut(&add.name) {
+                    Arc::make_mut(topic).partitions.extend(partitions);
+                }
+                MetadataOutcome::default()
+            }
+            Err(refusal) => refusal,
+        }
     }
 
     fn update_topic(&mut self, update: &internal::UpdateTopic) -> MetadataOutcome {
@@ -240,29 +270,6 @@ impl Metadata {
         all.find(|partition| partition.group == group)
     }
 
-    fn node_started(&mut self, started: &internal::NodeStarted) -> MetadataOutcome {
-        let Some(node) = self.nodes.get_mut(&started.node_id) else {
-            let message = format!("node {} is not in the cluster", started.node_id);
-            return refused("INVALID_ARGUMENT", &message);
-        };
-        if node.incarnation != started.incarnation {
-            let message = format!("node {} is registered with another data directory", node.id);
-            return refused("FOREIGN_NODE", &message);
-        }
-        if started.boot_counter < node.boot_counter {
-            let message = format!(
-                "the data directory of node {} is an old copy: this is its start {}, start {} was seen",
-                node.id, started.boot_counter, node.boot_counter
-            );
-            return refused("OLD_COPY", &message);
-        }
-        node.boot_counter = started.boot_counter;
-        node.internal_address.clone_from(&started.internal_address);
-        node.listeners.clone_from(&started.listeners);
-        node.version.clone_from(&started.version);
-        MetadataOutcome::default()
-    }
-
     /// What is known now, with the leaders, as the `version`th view.
     pub(crate) fn view(
         &self,
@@ -278,12 +285,15 @@ impl Metadata {
                 .map(|listener| (listener.name.clone(), listener.address.clone()))
                 .collect(),
             version: node.version.clone(),
+            rack: node.rack.clone(),
+            is_draining: node.is_draining,
         };
         ClusterView {
             cluster_id: self.cluster_id.clone(),
             feature_level: self.feature_level,
             version,
             nodes: self.nodes.values().map(|image| (image.id, node(image))).collect(),
+            removed_nodes: self.removed_nodes.iter().copied().collect(),
             topics: self.topics.clone(),
             leaders,
         }
@@ -305,6 +315,7 @@ impl Metadata {
             next_group_id: self.next_group_id,
             next_replica_id: self.next_replica_id,
             next_producer_id: self.next_producer_id,
+            removed_node_ids: self.removed_nodes.iter().copied().collect(),
         }
     }
 
@@ -323,6 +334,7 @@ impl Metadata {
             cluster_id: image.cluster_id,
             feature_level: image.feature_level,
             nodes: image.nodes.into_iter().map(|node| (node.id, node)).collect(),
+            removed_nodes: image.removed_node_ids.into_iter().collect(),
             topics,
             moving,
             deleted_topic_ids: image.deleted_topic_ids.into_iter().collect(),
@@ -444,19 +456,23 @@ mod tests {
         }
     }
 
-    fn machine() -> MetadataMachine {
+    pub(super) fn machine() -> MetadataMachine {
         let mut machine = MetadataMachine::new(watch::Sender::new(Arc::default()));
         let image = Metadata::founded(&founding()).to_image().encode_to_vec();
         machine.restore(5, &image.into()).unwrap();
         machine
     }
 
-    fn apply(machine: &mut MetadataMachine, index: u64, command: Command) -> MetadataOutcome {
+    pub(super) fn apply(
+        machine: &mut MetadataMachine,
+        index: u64,
+        command: Command,
+    ) -> MetadataOutcome {
         let command = MetadataCommand { version: 1, command: Some(command) };
         MetadataOutcome::decode(machine.apply(index, &command.encode_to_vec().into())).unwrap()
     }
 
-    fn create(name: &str, id: &str, nodes: &[u64]) -> Command {
+    pub(super) fn create(name: &str, id: &str, nodes: &[u64]) -> Command {
         Command::CreateTopic(internal::CreateTopic {
             name: name.into(),
             id: id.into(),

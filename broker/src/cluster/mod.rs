@@ -3,9 +3,11 @@
 //! Owns: [`Node`], the metadata state machine, founding, the reconciler that creates and removes replicas. Never: gRPC
 //! (peers are reached through the traits in [`peer`]), records.
 
+mod balance;
 mod commands;
 mod events;
 mod founding;
+mod joining;
 mod leadership;
 mod lifecycle;
 mod metadata;
@@ -17,10 +19,13 @@ mod placement;
 mod pull;
 mod reconcile;
 mod repair;
+mod replacing;
+mod steward;
 pub mod topic_config;
 mod view;
 
-pub(crate) use commands::{check_topic_name, command};
+pub use balance::PlannedMove;
+pub(crate) use commands::{check_partitions, check_topic_name, command};
 pub use node::Node;
 pub use options::{NodeConfig, NodeDeps, StartError};
 pub use view::{ClusterView, NodeView, PartitionView, ReadyState, TopicView};

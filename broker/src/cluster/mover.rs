@@ -16,17 +16,16 @@ use super::commands::command;
 use super::node::Node;
 use super::{GroupId, NodeId};
 use crate::error::BrokerError;
-use crate::replica::Step;
+use crate::replica::{PartitionHandle, Step};
 
 /// Pause between two looks for partitions to move, and between two steps of one.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// Partitions that one node moves at the same time: the data of each goes over the network and to a disk.
-const MOVES_MAX: usize = 4;
 
 impl Node {
     /// Runs until the node stops.
     pub(super) async fn move_loop(self) {
-        let slots = Semaphore::new(MOVES_MAX);
+        // The data of each goes over the network and to a disk.
+        let slots = Semaphore::new(usize::try_from(self.inner.config.moves_max).unwrap_or(1));
         let mut under_way = BTreeSet::new();
         let mut moves = FuturesUnordered::new();
         loop {
@@ -78,22 +77,48 @@ impl Node {
             return Ok(false);
         };
         let target: BTreeMap<u64, u64> = partition.target.iter().copied().collect();
-        match replica.step_towards(&target) {
-            Step::Change(change) => {
-                tracing::info!(group, ?change, "moving a partition");
-                replica.change_members(change).await?;
+        let step = replica.step_towards(&target, &BTreeMap::new());
+        match &step {
+            Step::Change(_) | Step::Wait(_) | Step::Transfer(_) => {
+                self.carry_out(group, &replica, step).await?;
             }
-            Step::Wait(_) => {}
-            Step::Transfer(to) => replica.transfer_to(to).await,
             Step::Done => {
+                // One that was deposed and does not know it yet may see a target as reached that was given up and chosen again, and
+                // replicas would be deleted that are members. Only a commit proves that it leads.
+                replica.confirm_leadership().await?;
+                if replica.step_towards(&target, &BTreeMap::new()) != Step::Done {
+                    return Ok(true);
+                }
                 let finish =
                     FinishReassignment { group_id: group, reassignments: partition.reassignments };
                 self.propose_metadata(command(Command::FinishReassignment(finish))).await?;
                 tracing::info!(group, "a partition has the replicas it was to get");
+                if let Some((_, preferred)) = partition.target.first() {
+                    // The balancing of leaders tries again if this comes to nothing.
+                    let _ = replica.transfer_leadership(*preferred).await;
+                }
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Takes a step of a group that this node leads.
+    pub(super) async fn carry_out(
+        &self,
+        group: GroupId,
+        replica: &PartitionHandle,
+        step: Step,
+    ) -> Result<(), BrokerError> {
+        match step {
+            Step::Change(change) => {
+                tracing::info!(group, ?change, "changing the members of a group");
+                replica.change_members(change).await?;
+            }
+            Step::Transfer(to) => replica.transfer_to(to).await,
+            Step::Wait(_) | Step::Done => {}
+        }
+        Ok(())
     }
 
     /// Gives a partition other nodes, the first of them its preferred leader; none means those it has. Replicas on

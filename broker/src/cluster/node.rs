@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use highwater_proto::internal;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::founding::{FEATURE_LEVEL, Founder};
+use super::joining::Joined;
 use super::leadership::Leadership;
 use super::metadata::Metadata;
 use super::options::{NodeConfig, NodeDeps};
@@ -26,11 +27,13 @@ use crate::replica::{Engine, PartitionHandle};
 
 /// State of a node, shared by its tasks and its clones.
 pub(super) struct Inner {
-    pub(super) id: NodeId,
+    /// 0 until the node has one.
+    pub(super) id: AtomicU64,
     pub(super) config: NodeConfig,
     pub(super) deps: NodeDeps,
     pub(super) identity: Mutex<Identity>,
     pub(super) founder: Founder,
+    pub(super) joined: Joined,
     pub(super) engine: Engine,
     pub(super) leadership: Arc<Leadership>,
     /// Written by the metadata state machine.
@@ -42,14 +45,16 @@ pub(super) struct Inner {
     pub(super) waiting: Mutex<String>,
     /// When each peer was last heard from, by the monotonic clock.
     pub(super) heard: Mutex<BTreeMap<NodeId, Duration>>,
-    /// The highest boot counter seen of each peer since this process started.
-    pub(super) boots: Mutex<BTreeMap<NodeId, u64>>,
+    /// The highest boot counter seen of each peer's data directory since this process started.
+    pub(super) boots: Mutex<BTreeMap<NodeId, (String, u64)>>,
     /// Producer ids left of this node's lease: next and end.
     pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
     /// Replicas that are on disk here and cannot be used, and why.
     pub(super) unusable: Mutex<BTreeMap<GroupId, OutOfService>>,
     /// Groups whose directories a repair is working in.
     pub(super) repairing: Mutex<BTreeSet<GroupId>>,
+    /// When replicas here were last replaced because they could not be repaired, by the monotonic clock.
+    pub(super) replaced: Mutex<BTreeMap<GroupId, Duration>>,
     /// The metadata group knows of this start of the node.
     pub(super) registered: AtomicBool,
     /// The fault is one of the configuration, not of the machine.
@@ -68,14 +73,14 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("id", &self.inner.id).finish_non_exhaustive()
+        f.debug_struct("Node").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
 impl Node {
     /// Its id; 0 where neither configuration, data directory nor seed list says one.
     pub fn id(&self) -> NodeId {
-        self.inner.id
+        self.inner.id.load(Ordering::Acquire)
     }
 
     /// The cluster as this node knows it.
@@ -134,7 +139,7 @@ impl Node {
             check(false, "cluster", self.inner.waiting.lock().clone());
             return ReadyState { ready, checks };
         }
-        check(true, "cluster", format!("member of {cluster_id} as node {}", self.inner.id));
+        check(true, "cluster", format!("member of {cluster_id} as node {}", self.id()));
         match self.metadata_leader() {
             0 => check(false, "metadata", "no leader; a majority of the nodes must be up".into()),
             leader => check(true, "metadata", format!("led by node {leader}")),
@@ -157,7 +162,7 @@ impl Node {
         let unusable = self.inner.unusable.lock();
         let mut counts = (0, 0);
         for partition in metadata.topics.values().flat_map(|topic| &topic.partitions) {
-            if partition.replicas.iter().any(|(_, node)| *node == self.inner.id) {
+            if partition.replicas.iter().any(|(_, node)| *node == self.id()) {
                 let served = self.inner.engine.get(partition.group).is_some()
                     || unusable.contains_key(&partition.group);
                 counts = (counts.0 + usize::from(served), counts.1 + 1);
@@ -200,7 +205,7 @@ impl Node {
             Some(replica) if replica.is_leader() => Ok((Arc::clone(found), replica)),
             _ => {
                 let leader = view.leaders.get(&slot.group).map(|(node, _)| *node);
-                Err(BrokerError::NotLeader { leader: leader.filter(|id| *id != self.inner.id) })
+                Err(BrokerError::NotLeader { leader: leader.filter(|id| *id != self.id()) })
             }
         }
     }
@@ -219,7 +224,7 @@ impl Node {
 
     /// Whether a node has been heard from within the election timeout. True for this node.
     pub fn is_alive(&self, node: NodeId) -> bool {
-        if node == self.inner.id {
+        if node == self.id() {
             return true;
         }
         let config = &self.inner.config;

@@ -16,8 +16,11 @@ use crate::metrics::Metrics;
 /// What a node needs to know to start.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// Its id; `None` takes what the data directory holds, else its place in the seed list (1 without seeds).
+    /// Its id; `None` takes what the data directory holds, else its place in the seed list (1 without seeds), else what the cluster
+    /// that it joins assigns.
     pub node_id: Option<NodeId>,
+    /// The rack it stands in; empty if nobody says.
+    pub rack: String,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// Internal addresses of the founding nodes, in the same order on every node; empty for a cluster of one.
@@ -34,6 +37,12 @@ pub struct NodeConfig {
     pub election_ticks: u32,
     /// Replicas of a partition when a topic does not say; bounded by the number of nodes.
     pub default_replication_factor: u32,
+    /// Partitions whose replicas this node moves at the same time.
+    pub moves_max: u32,
+    /// Pause between two looks for leaders that are not the preferred ones, in milliseconds; 0 means never.
+    pub leader_balance_ms: u64,
+    /// Whether a replica that cannot be repaired is replaced without an operator.
+    pub replace_damaged: bool,
     /// Most topics in the cluster.
     pub topics_max: u32,
     /// Most partitions in the cluster, replicas not counted.

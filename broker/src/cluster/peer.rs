@@ -54,6 +54,12 @@ pub trait PeerCalls: Send + Sync + 'static {
         address: &str,
         request: internal::ConfirmFoundingRequest,
     ) -> Result<(), PeerError>;
+    /// NodeService.JoinCluster.
+    async fn join_cluster(
+        &self,
+        address: &str,
+        request: internal::JoinClusterRequest,
+    ) -> Result<internal::JoinClusterResponse, PeerError>;
     /// NodeService.ProposeMetadata.
     async fn propose_metadata(
         &self,

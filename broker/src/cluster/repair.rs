@@ -103,7 +103,7 @@ impl Node {
     fn is_replaced(&self, group: GroupId) -> bool {
         let metadata = self.inner.metadata.borrow().clone();
         let Some(partition) = metadata.partition(group) else { return false };
-        let assigned = partition.assigned_to(self.inner.id);
+        let assigned = partition.assigned_to(self.id());
         let newer = assigned.filter(|assigned| !partition.is_founding(*assigned));
         newer.is_some_and(|newer| self.inner.engine.is_superseded(group, newer))
     }
@@ -123,18 +123,25 @@ impl Node {
                 Err(Stuck::ForGood(why)) => {
                     tracing::error!(group, %why, "the replica cannot be repaired");
                     self.inner.deps.metrics.repaired(false, 0);
-                    let way_back = match group {
-                        METADATA_GROUP => "",
-                        _ => "; 'broker-cli cluster replace-replica' puts a new one in its place",
-                    };
-                    self.note_repair(group, format!("not possible: {why}{way_back}"));
-                    // Until it is replaced.
-                    while self.inner.unusable.lock().contains_key(&group) {
-                        tokio::time::sleep(RETRY_PAUSE).await;
-                    }
+                    self.wait_until_replaced(group, &why).await;
                     return group;
                 }
             }
+        }
+    }
+
+    /// Until another replica is in the place of one that cannot be repaired.
+    async fn wait_until_replaced(&self, group: GroupId, why: &str) {
+        while self.inner.unusable.lock().contains_key(&group) {
+            let next = match group {
+                METADATA_GROUP => String::new(),
+                _ => match self.replace_here(group).await {
+                    Ok(()) => "; a new replica takes its place".to_owned(),
+                    Err(waits_for) => format!("; {waits_for}"),
+                },
+            };
+            self.note_repair(group, format!("not possible: {why}{next}"));
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -155,7 +162,7 @@ impl Node {
     /// Every replica on this node that is out of service.
     pub fn quarantined_replicas(&self) -> Vec<(GroupId, QuarantinedReplica)> {
         let replica =
-            |why: String, repair: String| QuarantinedReplica { node: self.inner.id, why, repair };
+            |why: String, repair: String| QuarantinedReplica { node: self.id(), why, repair };
         let unusable = self.inner.unusable.lock();
         let closed = unusable
             .iter()
@@ -292,14 +299,18 @@ impl Node {
         let nodes = self.inner.engine.nodes_of(group);
         let nodes = nodes.map_err(|error| Stuck::ForGood(error.to_string()))?;
         let view = self.view();
-        // Without metadata the founding members are known, and those hold the metadata group.
+        // Without metadata those are known that were there when this node became a member.
         let founding = self.inner.founder.promises.held().unwrap_or_default();
+        let joined = self.inner.joined.nodes();
         let address = |node: NodeId| {
             let known = view.nodes.get(&node).map(|node| node.internal_address.clone());
             let founder = || founding.members.iter().find(|member| member.node_id == node);
-            known.or_else(|| founder().map(|member| member.internal_address.clone()))
+            let member = || joined.iter().find(|member| member.id == node);
+            known
+                .or_else(|| member().map(|member| member.internal_address.clone()))
+                .or_else(|| founder().map(|member| member.internal_address.clone()))
         };
-        let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != self.inner.id).collect();
+        let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != self.id()).collect();
         if others.is_empty() {
             return Err(Stuck::ForGood("no other node holds a replica of it".into()));
         }

@@ -18,6 +18,8 @@ pub struct ClusterView {
     pub version: u64,
     /// Nodes by id.
     pub nodes: BTreeMap<NodeId, NodeView>,
+    /// Nodes that have left.
+    pub removed_nodes: Vec<NodeId>,
     /// Topics by name.
     pub topics: BTreeMap<String, Arc<TopicView>>,
     /// Leader and epoch of each group, as far as known (own groups and what leaders told).
@@ -35,6 +37,10 @@ pub struct NodeView {
     pub listeners: BTreeMap<String, String>,
     /// Its version.
     pub version: String,
+    /// The rack it stands in; empty if nobody says.
+    pub rack: String,
+    /// It is to leave.
+    pub is_draining: bool,
 }
 
 /// A topic.
@@ -74,6 +80,12 @@ impl PartitionView {
     pub fn assigned_to(&self, node: NodeId) -> Option<ReplicaId> {
         let all = self.replicas.iter().chain(&self.target).chain(&self.leaving);
         all.filter(|(_, on)| *on == node).map(|(id, _)| *id).max()
+    }
+
+    /// The nodes it has, or is to have once its move is done; the preferred leader first.
+    pub fn destined(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let placed = if self.target.is_empty() { &self.replicas } else { &self.target };
+        placed.iter().map(|(_, node)| *node)
     }
 
     /// Whether a replica was there when the group was founded.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{
-    Config, LimitsSection, ListenSection, LogFormat, LogSection, NamedListener, NodeSection,
-    RaftSection, StorageSection, TopicsSection,
+    ClusterSection, Config, GroupsSection, LimitsSection, ListenSection, LogFormat, LogSection,
+    NamedListener, NodeSection, RaftSection, StorageSection, TopicsSection,
 };
 
 /// One key of the configuration.
@@ -35,6 +35,21 @@ macro_rules! number {
             values: concat!("a number in ", stringify!($range)),
             set: |config, text| {
                 config.$section.$field = parse_number(text, $range)?;
+                Ok(())
+            },
+            get: |config| config.$section.$field.to_string(),
+        }
+    };
+}
+
+macro_rules! switch {
+    ($name:literal, $section:ident.$field:ident) => {
+        Key {
+            name: $name,
+            values: "true or false",
+            set: |config, text| {
+                config.$section.$field =
+                    text.trim().parse().map_err(|_| "takes true or false".to_owned())?;
                 Ok(())
             },
             get: |config| config.$section.$field.to_string(),
@@ -85,6 +100,20 @@ pub(super) const KEYS: &[Key] = &[
         get: |config| config.node.id.map_or_else(|| "auto".to_owned(), |id| id.to_string()),
     },
     Key {
+        name: "node.rack",
+        values: "a name of at most 64 letters, digits, '.', '_' and '-', or nothing",
+        set: |config, text| {
+            let text = text.trim();
+            let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            if text.len() > 64 || !text.bytes().all(is_legal) {
+                return Err("takes at most 64 letters, digits, '.', '_' and '-'".to_owned());
+            }
+            config.node.rack = text.to_owned();
+            Ok(())
+        },
+        get: |config| config.node.rack.clone(),
+    },
+    Key {
         name: "node.data_dir",
         values: "a directory",
         set: |config, text| {
@@ -118,19 +147,20 @@ pub(super) const KEYS: &[Key] = &[
     number!("raft.tick_ms", raft.tick_ms, 1..=10_000),
     number!("raft.heartbeat_ticks", raft.heartbeat_ticks, 1..=1_000),
     number!("raft.election_ticks", raft.election_ticks, 3..=10_000),
+    number!("cluster.moves_max", cluster.moves_max, 1..=1_000),
+    number!("cluster.leader_balance_ms", cluster.leader_balance_ms, 0..=86_400_000),
+    switch!("cluster.replace_damaged", cluster.replace_damaged),
     number!("topics.default_replication_factor", topics.default_replication_factor, 1..=9),
     number!("topics.default_partitions", topics.default_partitions, 1..=10_000),
-    Key {
-        name: "topics.auto_create",
-        values: "true or false",
-        set: |config, text| {
-            config.topics.auto_create =
-                text.trim().parse().map_err(|_| "takes true or false".to_owned())?;
-            Ok(())
-        },
-        get: |config| config.topics.auto_create.to_string(),
-    },
+    switch!("topics.auto_create", topics.auto_create),
     number!("topics.retention_check_ms", topics.retention_check_ms, 10..=86_400_000),
+    number!("groups.offsets_partitions", groups.offsets_partitions, 1..=1_000),
+    number!("groups.offsets_replication_factor", groups.offsets_replication_factor, 1..=9),
+    number!("groups.offsets_retention_ms", groups.offsets_retention_ms, 1_000..=3_153_600_000_000),
+    number!("groups.session_timeout_ms", groups.session_timeout_ms, 500..=1_800_000),
+    number!("groups.progress_timeout_ms", groups.progress_timeout_ms, 1_000..=86_400_000),
+    number!("groups.groups", groups.groups, 1..=1_000_000),
+    number!("groups.members", groups.members, 1..=10_000),
     number!("storage.reserve_bytes", storage.reserve_bytes, 0..=1_099_511_627_776),
     number!("storage.scrub_bytes_per_s", storage.scrub_bytes_per_s, 0..=u64::MAX),
     number!("storage.spare_bytes", storage.spare_bytes, 0..=1_099_511_627_776),
@@ -185,6 +215,7 @@ pub(super) fn defaults() -> Config {
     Config {
         node: NodeSection {
             id: None,
+            rack: String::new(),
             data_dir: PathBuf::from("data"),
             seeds: Vec::new(),
             shutdown_ms_max: 10_000,
@@ -198,11 +229,21 @@ pub(super) fn defaults() -> Config {
         },
         listeners: BTreeMap::new(),
         raft: RaftSection { tick_ms: 50, heartbeat_ticks: 2, election_ticks: 10 },
+        cluster: ClusterSection { moves_max: 4, leader_balance_ms: 300_000, replace_damaged: true },
         topics: TopicsSection {
             default_replication_factor: 3,
             default_partitions: 1,
             auto_create: false,
             retention_check_ms: 10_000,
+        },
+        groups: GroupsSection {
+            offsets_partitions: 16,
+            offsets_replication_factor: 3,
+            offsets_retention_ms: 604_800_000,
+            session_timeout_ms: 10_000,
+            progress_timeout_ms: 300_000,
+            groups: 10_000,
+            members: 1_000,
         },
         storage: StorageSection {
             reserve_bytes: 16 << 20,

@@ -60,10 +60,13 @@ pub struct Flags {
     /// This node's id (node.id) [default: assigned by the cluster]
     #[arg(long, global = true, value_name = "ID")]
     pub node_id: Option<String>,
+    /// The rack this node stands in (node.rack) [default: none]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub rack: Option<String>,
     /// Where everything is kept (node.data_dir) [default: data]
     #[arg(long, global = true, value_name = "DIR")]
     pub data_dir: Option<String>,
-    /// Internal addresses of the founding nodes (node.seeds) [default: none, a cluster of one]
+    /// Internal addresses of the founding nodes, or of members to join (node.seeds) [default: none, a cluster of one]
     #[arg(long, global = true, value_name = "HOST:PORT,...")]
     pub seeds: Option<String>,
     /// Where clients connect (listen.client) [default: 127.0.0.1:7420]
@@ -103,6 +106,7 @@ pub(super) fn collect(
 fn from_flags(flags: &Flags) -> Result<Vec<Assignment>, ConfigError> {
     let named = [
         ("node.id", "--node-id", &flags.node_id),
+        ("node.rack", "--rack", &flags.rack),
         ("node.data_dir", "--data-dir", &flags.data_dir),
         ("node.seeds", "--seeds", &flags.seeds),
         ("listen.client", "--listen", &flags.listen),

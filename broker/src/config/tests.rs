@@ -52,6 +52,7 @@ fn every_named_flag_sets_its_key() {
     let text = |value: &str| Some(value.to_owned());
     let flags = Flags {
         node_id: text("7"),
+        rack: text("r1"),
         data_dir: text("/d"),
         seeds: text("a:1, b:2"),
         listen: text("127.0.0.1:1"),
@@ -63,6 +64,7 @@ fn every_named_flag_sets_its_key() {
     };
     let config = Config::load(&flags, Vec::new()).unwrap();
     assert_eq!(config.node.id, Some(7));
+    assert_eq!(config.node.rack, "r1");
     assert_eq!(config.node.data_dir, PathBuf::from("/d"));
     assert_eq!(config.node.seeds, ["a:1", "b:2"]);
     assert_eq!(config.listen.client, "127.0.0.1:1");

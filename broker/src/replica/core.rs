@@ -90,7 +90,7 @@ pub(crate) struct Proposal {
 #[derive(Debug)]
 pub(crate) enum ProposalBody {
     /// A validated batch.
-    Batch { batch: Bytes, header: BatchHeader, acks: Acks },
+    Batch { batch: Bytes, header: BatchHeader, acks: Acks, only_in: Option<u64> },
     /// A command for the state machine; answered with what `apply` returned.
     Command(Bytes),
     /// Moves the start of the log; answered with the new start once applied.
@@ -164,6 +164,8 @@ pub struct Quarantine {
 /// A Ready whose state is being made durable, with the messages that wait for it.
 struct Unpersisted {
     number: u64,
+    /// The term in which it is.
+    term: u64,
     messages: Vec<Message>,
 }
 
@@ -202,6 +204,8 @@ pub(crate) struct Core {
     state: ReplicaState,
     derived: Derived,
     unpersisted: VecDeque<Unpersisted>,
+    /// The term that is durable.
+    durable_term: u64,
     /// The hard state as last handed to the journal.
     saved: HardState,
     /// End offsets of appended entries above `committed`, by index.
@@ -450,9 +454,8 @@ impl Core {
         self.log.mark_durable(point);
         self.raw.on_persist_ready(number);
         while let Some(front) = self.unpersisted.pop_front_if(|front| front.number <= number) {
-            for message in front.messages {
-                effects.messages.push(Outbound { message, wants_appended: false });
-            }
+            self.durable_term = self.durable_term.max(front.term);
+            self.send(front.messages, false, effects);
         }
         self.settle(effects);
     }

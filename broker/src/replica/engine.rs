@@ -4,15 +4,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::internal::PeerBatch;
 use highwater_storage::{
-    Compacted, CompactedReceiver, Disk, DiskReserve, HardStateJournal, LogOptions, OpenSealed,
-    Repair, Settled, SparePool, StagedCompaction, StorageError,
+    Compacted, CompactedReceiver, Disk, DiskReserve, HardStateJournal, JournaledDisk, LogOptions,
+    OpenSealed, Repair, Settled, SparePool, StagedCompaction, StorageError,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +34,8 @@ use crate::metrics::Metrics;
 /// Sealed segments that a node keeps open. Each takes a descriptor and a mapping, of which a process has some ten thousand,
 /// and every partition needs one of both for the segment it writes to.
 const OPEN_SEALED_MAX: usize = 1024;
+/// How long the thread that settles the journal of appends takes to notice that the node stops.
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where batches for other nodes go. Never blocks; false when the batch was dropped.
 pub trait Outbox: Send + Sync + 'static {
@@ -89,7 +91,7 @@ impl Default for PartitionSettings {
 pub struct EngineConfig {
     /// The node's data directory.
     pub dir: PathBuf,
-    /// The node's id.
+    /// The node's id; 0 if it is to get one.
     pub node: u64,
     /// Length of a tick.
     pub tick: Duration,
@@ -195,6 +197,8 @@ struct WorkerThread {
 
 pub(super) struct Inner {
     pub(super) config: EngineConfig,
+    /// The node's id; 0 before it has one, and then it has no replicas.
+    node: AtomicU64,
     workers: Vec<WorkerThread>,
     pub(super) journal: Arc<Mutex<HardStateJournal>>,
     replicas: RwLock<HashMap<u64, PartitionHandle>>,
@@ -203,6 +207,7 @@ pub(super) struct Inner {
     logger: slog::Logger,
     scrubber: Background,
     compactor: Background,
+    settler: Background,
 }
 
 /// All replicas of a node. Cheap to clone.
@@ -213,11 +218,13 @@ pub struct Engine {
 
 impl Engine {
     /// Opens the journal and starts the threads; replicas are opened one by one.
-    pub fn start(config: EngineConfig) -> Result<Self, StorageError> {
+    pub fn start(mut config: EngineConfig) -> Result<Self, StorageError> {
         let groups = config.dir.join("groups");
         let made = config.disk.create_dir_all(&groups);
         made.and_then(|()| config.disk.sync_dir(&config.dir))
             .map_err(|source| StorageError::Io { operation: "create", path: groups, source })?;
+        let appends = open_append_journal(&config)?;
+        config.disk = Arc::new(appends.clone());
         births::remove_unfinished(&*config.disk, &config.dir.join("groups"))?;
         let (journal, _) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
         let journal = Arc::new(Mutex::new(journal));
@@ -228,6 +235,7 @@ impl Engine {
         let inner = Inner {
             spares: SparePool::new(config.spare_bytes),
             open_sealed: OpenSealed::new(OPEN_SEALED_MAX),
+            node: AtomicU64::new(config.node),
             config,
             workers,
             journal,
@@ -235,9 +243,10 @@ impl Engine {
             logger: super::logging::logger(),
             scrubber: Background::default(),
             compactor: Background::default(),
+            settler: Background::default(),
         };
         let engine = Self { inner: Arc::new(inner) };
-        engine.start_background().map_err(|source| StorageError::Io {
+        engine.start_background(appends).map_err(|source| StorageError::Io {
             operation: "start a thread for",
             path: engine.inner.config.dir.clone(),
             source,
@@ -245,9 +254,18 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Starts what looks after sealed segments.
-    fn start_background(&self) -> std::io::Result<()> {
+    /// Starts what looks after sealed segments, and after the journal of appends.
+    fn start_background(&self, appends: JournaledDisk) -> std::io::Result<()> {
         let config = &self.inner.config;
+        let fatal = Arc::clone(&config.fatal);
+        self.inner.settler.start("settle", move |stopping| {
+            while !stopping.within(Duration::ZERO) {
+                if let Err(error) = appends.settle_full_half(SETTLE_PAUSE) {
+                    fatal(format!("what was appended could not be synced ({error})"));
+                    return;
+                }
+            }
+        })?;
         let replicas = |weak: Weak<Inner>| {
             move || {
                 let inner = weak.upgrade()?;
@@ -273,6 +291,15 @@ impl Engine {
         self.inner.compactor.start("compact", move |stopping| {
             compactor::run(&compaction, replicas, &stopping);
         })
+    }
+
+    /// The node has an id now. Before its first replica.
+    pub fn set_node(&self, node: u64) {
+        self.inner.node.store(node, Ordering::Release);
+    }
+
+    fn node(&self) -> u64 {
+        self.inner.node.load(Ordering::Acquire)
     }
 
     /// Groups that have a directory here.
@@ -366,7 +393,7 @@ impl Engine {
             heartbeat_ticks: config.heartbeat_ticks,
             election_ticks: config.election_ticks,
             // Different for each group and node, the same for each run of a test.
-            seed: config.seed ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ config.node,
+            seed: config.seed ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.node(),
             machine,
             logger: self.inner.logger.clone(),
         }
@@ -378,7 +405,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             group,
             replica: core.replica(),
-            node: self.inner.config.node,
+            node: self.node(),
             members: RwLock::new(Arc::new(core.members())),
             reader: core.partition_reader(),
             settings: Mutex::new(settings),
@@ -399,8 +426,10 @@ impl Engine {
             pulling: false,
             elections_counted: 0,
         };
+        // Nobody may look between the two: once the worker has it the replica may lead, and then it must be found.
+        let mut replicas = self.inner.replicas.write();
         handle.inbox.push(Input::Add(Box::new(replica)));
-        self.inner.replicas.write().insert(group, handle.clone());
+        replicas.insert(group, handle.clone());
         handle
     }
 
@@ -504,6 +533,7 @@ impl Engine {
     pub fn stop(&self) {
         self.inner.scrubber.stop();
         self.inner.compactor.stop();
+        self.inner.settler.stop();
         for worker in &self.inner.workers {
             worker.inbox.push(Input::Stop);
             let mut threads = worker.threads.lock();
@@ -537,6 +567,18 @@ impl Engine {
     pub(super) fn group_dir(&self, group: u64) -> PathBuf {
         self.groups_dir().join(group.to_string())
     }
+}
+
+/// The disk with the journal that makes the appends of many partitions durable at once.
+fn open_append_journal(config: &EngineConfig) -> Result<JournaledDisk, StorageError> {
+    let open = || JournaledDisk::open(Arc::clone(&config.disk), &config.dir);
+    open().or_else(|error| {
+        if !error.is_disk_full() {
+            return Err(error);
+        }
+        config.reserve.release();
+        open()
+    })
 }
 
 fn start_worker(

@@ -113,7 +113,21 @@ impl PartitionHandle {
             v1::Acks::Unspecified => v1::Acks::QuorumFsync,
             acks => acks,
         };
-        let body = ProposalBody::Batch { batch, header: *header, acks };
+        let body = ProposalBody::Batch { batch, header: *header, acks, only_in: None };
+        Ok(AppendTicket { answer: self.propose(body) })
+    }
+
+    /// The same, durable on a quorum, for a batch that is right only while this replica leads in `leader_epoch`: in another one it
+    /// is refused with `NotLeader`, as somebody else may have written in between.
+    pub(crate) fn append_in_epoch(
+        &self,
+        batch: Bytes,
+        header: &BatchHeader,
+        leader_epoch: u64,
+    ) -> Result<AppendTicket, BrokerError> {
+        self.check_leads()?;
+        let (acks, only_in) = (v1::Acks::QuorumFsync, Some(leader_epoch));
+        let body = ProposalBody::Batch { batch, header: *header, acks, only_in };
         Ok(AppendTicket { answer: self.propose(body) })
     }
 
@@ -224,10 +238,15 @@ impl PartitionHandle {
         Arc::clone(&self.shared.members.read())
     }
 
-    /// On the leader: the next step from the members there are to `target`, replica ids with their nodes.
-    pub fn step_towards(&self, target: &BTreeMap<u64, u64>) -> Step {
+    /// On the leader: the next step from the members there are to `target` as voters and `following` as learners, replica ids with
+    /// their nodes.
+    pub fn step_towards(
+        &self,
+        target: &BTreeMap<u64, u64>,
+        following: &BTreeMap<u64, u64>,
+    ) -> Step {
         let followers = self.shared.followers.lock().clone();
-        self.members().step_towards(target, self.shared.replica, &followers)
+        self.members().step_towards(target, following, self.shared.replica, &followers)
     }
 
     /// Changes the members; done once it is applied here.
@@ -366,6 +385,11 @@ impl PartitionHandle {
             Ok(Ok(Answer::LogStart(start))) => Ok(start),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Commits an entry that changes nothing: done only if this replica leads, and has applied all that was committed before.
+    pub(crate) async fn confirm_leadership(&self) -> Result<(), BrokerError> {
+        self.trim(self.log_start_offset()).await.map(drop)
     }
 
     /// The state of the replica at this moment.

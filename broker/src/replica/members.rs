@@ -60,14 +60,16 @@ impl Members {
         }
     }
 
-    /// The next step towards `target` (replica ids with their nodes). `leader` is the replica that leads, `followers` what it knows
-    /// of the others.
+    /// The next step towards `target`, the voters that are wanted, and `following`, the learners (replica ids with their nodes).
+    /// `leader` is the replica that leads, `followers` what it knows of the others.
     pub fn step_towards(
         &self,
         target: &BTreeMap<u64, u64>,
+        following: &BTreeMap<u64, u64>,
         leader: u64,
         followers: &[Follower],
     ) -> Step {
+        let is_wanted = |id: &u64| target.contains_key(id) || following.contains_key(id);
         let caught_up = |id: &u64| {
             *id == leader || followers.iter().any(|other| other.replica == *id && other.caught_up)
         };
@@ -82,14 +84,15 @@ impl Members {
             }
             return Step::Change(MembersChange::default());
         }
-        if let Some(stranger) = self.learners.iter().find(|id| !target.contains_key(id)) {
+        if let Some(stranger) = self.learners.iter().find(|id| !is_wanted(id)) {
             return Step::Change(one(ConfChangeType::RemoveNode, *stranger, None));
         }
         let known = |id: &u64| self.voters.contains(id) || self.learners.contains(id);
-        if let Some((id, node)) = target.iter().find(|(id, _)| !known(id)) {
+        if let Some((id, node)) = target.iter().chain(following).find(|(id, _)| !known(id)) {
             return Step::Change(one(ConfChangeType::AddLearnerNode, *id, Some(*node)));
         }
-        let behind: Vec<u64> = self.learners.iter().filter(|id| !caught_up(id)).copied().collect();
+        let to_vote = self.learners.iter().filter(|id| target.contains_key(id));
+        let behind: Vec<u64> = to_vote.filter(|id| !caught_up(id)).copied().collect();
         if !behind.is_empty() {
             return Step::Wait(behind);
         }
@@ -97,7 +100,10 @@ impl Members {
         let leaving = self.voters.iter().filter(|id| !target.contains_key(id));
         let changes: Vec<MemberChange> = joining
             .map(|id| single(ConfChangeType::AddNode, *id))
-            .chain(leaving.map(|id| single(ConfChangeType::RemoveNode, *id)))
+            .chain(leaving.map(|id| match following.contains_key(id) {
+                true => single(ConfChangeType::AddLearnerNode, *id),
+                false => single(ConfChangeType::RemoveNode, *id),
+            }))
             .collect();
         if changes.is_empty() {
             return Step::Done;
@@ -181,21 +187,25 @@ mod tests {
 
     #[test]
     fn learners_come_first_and_votes_move_when_they_have_caught_up() {
-        let step = members(&[1, 2, 3], &[], &[]).step_towards(&target(&[1, 2, 14]), 1, &[]);
+        let step =
+            members(&[1, 2, 3], &[], &[]).step_towards(&target(&[1, 2, 14]), &target(&[]), 1, &[]);
         let Step::Change(change) = &step else { panic!("{step:?}") };
         assert_eq!(change.nodes, [(14, 4)].into());
         assert_eq!(changes(step), (0, vec![(2, 14)]));
         let with_learner = members(&[1, 2, 3], &[], &[14]);
         let behind = [follower(2, true), follower(14, false)];
-        let step = with_learner.step_towards(&target(&[1, 2, 14]), 1, &behind);
+        let step = with_learner.step_towards(&target(&[1, 2, 14]), &target(&[]), 1, &behind);
         assert_eq!(step, Step::Wait(vec![14]));
         let ready = [follower(14, true)];
-        let step = with_learner.step_towards(&target(&[1, 2, 14]), 1, &ready);
+        let step = with_learner.step_towards(&target(&[1, 2, 14]), &target(&[]), 1, &ready);
         assert_eq!(changes(step), (2, vec![(0, 14), (1, 3)]));
         let joint = members(&[1, 2, 14], &[1, 2, 3], &[]);
-        assert_eq!(changes(joint.step_towards(&target(&[1, 2, 14]), 1, &ready)), (0, vec![]));
+        assert_eq!(
+            changes(joint.step_towards(&target(&[1, 2, 14]), &target(&[]), 1, &ready)),
+            (0, vec![])
+        );
         let after = members(&[1, 2, 14], &[], &[]);
-        assert_eq!(after.step_towards(&target(&[1, 2, 14]), 1, &ready), Step::Done);
+        assert_eq!(after.step_towards(&target(&[1, 2, 14]), &target(&[]), 1, &ready), Step::Done);
     }
 
     #[test]
@@ -203,20 +213,42 @@ mod tests {
         let joint = members(&[11, 12], &[1, 2], &[]);
         let target = target(&[11, 12]);
         let heirs = [follower(2, true), follower(11, false), follower(12, true)];
-        assert_eq!(joint.step_towards(&target, 1, &heirs), Step::Transfer(12));
-        assert_eq!(joint.step_towards(&target, 1, &[]), Step::Wait(vec![11, 12]));
-        assert_eq!(changes(joint.step_towards(&target, 12, &[])), (0, vec![]));
+        assert_eq!(joint.step_towards(&target, &BTreeMap::new(), 1, &heirs), Step::Transfer(12));
+        assert_eq!(joint.step_towards(&target, &BTreeMap::new(), 1, &[]), Step::Wait(vec![11, 12]));
+        assert_eq!(changes(joint.step_towards(&target, &BTreeMap::new(), 12, &[])), (0, vec![]));
     }
 
     #[test]
     fn learners_of_a_target_that_was_given_up_are_removed() {
-        let step = members(&[1, 2, 3], &[], &[14]).step_towards(&target(&[1, 2, 15]), 1, &[]);
+        let step = members(&[1, 2, 3], &[], &[14]).step_towards(
+            &target(&[1, 2, 15]),
+            &target(&[]),
+            1,
+            &[],
+        );
         assert_eq!(changes(step), (0, vec![(1, 14)]));
     }
 
     #[test]
     fn a_joint_configuration_of_a_target_that_was_given_up_is_left_first() {
         let joint = members(&[1, 2, 14], &[1, 2, 3], &[]);
-        assert_eq!(changes(joint.step_towards(&target(&[1, 2, 3]), 1, &[])), (0, vec![]));
+        assert_eq!(
+            changes(joint.step_towards(&target(&[1, 2, 3]), &target(&[]), 1, &[])),
+            (0, vec![])
+        );
+    }
+
+    #[test]
+    fn learners_that_are_to_stay_learners_are_added_and_left_alone_and_a_voter_becomes_one() {
+        let (voters, following) = (target(&[1, 2]), target(&[3, 14]));
+        let step = members(&[1, 2, 3], &[], &[]).step_towards(&voters, &following, 1, &[]);
+        assert_eq!(changes(step), (0, vec![(2, 14)]));
+        let with_learner = members(&[1, 2, 3], &[], &[14]);
+        let step = with_learner.step_towards(&voters, &following, 1, &[follower(14, false)]);
+        assert_eq!(changes(step), (2, vec![(2, 3)]), "nobody waits for one that has no vote");
+        let after = members(&[1, 2], &[], &[3, 14]);
+        assert_eq!(after.step_towards(&voters, &following, 1, &[]), Step::Done);
+        let step = after.step_towards(&voters, &target(&[3]), 1, &[]);
+        assert_eq!(changes(step), (0, vec![(1, 14)]));
     }
 }

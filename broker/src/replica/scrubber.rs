@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use highwater_storage::{ScrubStep, StorageError};
+
 use super::background::Stopping;
 use super::handle::PartitionHandle;
 use crate::metrics::Metrics;
@@ -41,13 +43,25 @@ struct Pace {
 
 /// One round over one replica; `None` if the thread should end.
 fn scrub(replica: &PartitionHandle, pace: &Pace, metrics: &Metrics) -> Option<()> {
-    let (group, reader) = (replica.shared.group, &replica.shared.reader.log);
+    let reader = &replica.shared.reader;
+    scrub_part(replica, pace, metrics, |from| reader.compacted.scrub(from, STEP_BYTES))?;
+    scrub_part(replica, pace, metrics, |from| reader.log.scrub(from, STEP_BYTES))
+}
+
+/// One round over what is above, or below, the seam.
+fn scrub_part(
+    replica: &PartitionHandle,
+    pace: &Pace,
+    metrics: &Metrics,
+    read: impl Fn(u64) -> Result<ScrubStep, StorageError>,
+) -> Option<()> {
+    let group = replica.shared.group;
     let mut next = Some(0);
     while let Some(from) = next {
         if replica.quarantined().is_some() {
             return Some(());
         }
-        let step = match reader.scrub(from, STEP_BYTES) {
+        let step = match read(from) {
             Ok(step) => step,
             Err(error) => {
                 tracing::warn!(group, %error, "a segment could not be read to look for damage");

@@ -71,7 +71,8 @@ pub(crate) struct Worker {
     pub(crate) reserve: Arc<DiskReserve>,
     pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
     pub(crate) leader_changed: Arc<dyn Fn(u64, u64, u64) + Send + Sync>,
-    pub(crate) replicas: BTreeMap<u64, Replica>,
+    /// Boxed: a tree of large values is half empty.
+    pub(crate) replicas: BTreeMap<u64, Box<Replica>>,
     pub(crate) answers: Answers,
     pub(crate) next_token: u64,
     pub(crate) dirty: Vec<u64>,
@@ -152,7 +153,7 @@ impl Worker {
             }
             Input::Add(replica) => {
                 let group = replica.shared.group;
-                self.replicas.insert(group, *replica);
+                self.replicas.insert(group, replica);
                 self.on(group, Core::begin);
             }
             Input::Remove { group, done } => {
@@ -231,7 +232,7 @@ impl Worker {
     }
 
     /// Tells everyone who waits for a replica that it is gone.
-    fn abandon(&mut self, mut replica: Replica) {
+    fn abandon(&mut self, mut replica: Box<Replica>) {
         replica.core.abandon(&mut replica.effects);
         for proposal in replica.proposals {
             let refusal = BrokerError::NotLeader { leader: None };

@@ -11,7 +11,7 @@ use highwater_proto::batch::{
 };
 use highwater_proto::v1;
 
-use super::door::{Door, acks, batch_limits, wire_offset};
+use super::door::{Door, acks, batch_limits, refuse_internal, wire_offset};
 use super::in_flight::{InFlight, InFlightPermit};
 use crate::cluster::topic_config::TopicConfig;
 use crate::error::BrokerError;
@@ -44,6 +44,7 @@ impl Door {
     ) -> Result<Enqueued, BrokerError> {
         let acks = acks(produce.acks)?;
         check_batch_bytes(produce.batch.len())?;
+        refuse_internal(&produce.topic)?;
         self.topic(&produce.topic, true).await?;
         let (topic, handle) =
             self.node.route(&produce.topic, &produce.topic_id, produce.partition)?;

@@ -22,12 +22,6 @@ pub(super) struct Clusters {
     pub(super) door: Door,
 }
 
-impl Clusters {
-    fn later<T>(&self, what: &'static str) -> Result<Response<T>, Status> {
-        Err(self.door.status(&CallError::Here(BrokerError::Unimplemented { what })))
-    }
-}
-
 #[tonic::async_trait]
 impl ClusterService for Clusters {
     async fn get_cluster(
@@ -42,6 +36,7 @@ impl ClusterService for Clusters {
             nodes: self.door.nodes(&view),
             topics: count(view.topics.len()),
             partitions: count(view.topics.values().map(|topic| topic.partitions.len()).sum()),
+            removed_nodes: view.removed_nodes.clone(),
         }))
     }
 
@@ -120,16 +115,41 @@ impl ClusterService for Clusters {
 
     async fn add_node(
         &self,
-        _: Request<v1::AddNodeRequest>,
+        request: Request<v1::AddNodeRequest>,
     ) -> Result<Response<v1::AddNodeResponse>, Status> {
-        self.later("adding a node")
+        let node_id = request.into_inner().node_id;
+        let decided = self.door.node.add_node(node_id).await;
+        decided
+            .map(|()| Response::new(v1::AddNodeResponse { node_id }))
+            .map_err(|error| self.door.status(&error.into()))
     }
 
     async fn remove_node(
         &self,
-        _: Request<v1::RemoveNodeRequest>,
+        request: Request<v1::RemoveNodeRequest>,
     ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
-        self.later("removing a node")
+        let decided = self.door.node.remove_node(request.into_inner().node_id).await;
+        decided
+            .map(|()| Response::new(v1::RemoveNodeResponse {}))
+            .map_err(|error| self.door.status(&error.into()))
+    }
+
+    async fn rebalance(
+        &self,
+        request: Request<v1::RebalanceRequest>,
+    ) -> Result<Response<v1::RebalanceResponse>, Status> {
+        let planned = self.door.node.rebalance(request.into_inner().execute).await;
+        let (moves, started) = planned.map_err(|error| self.door.status(&error.into()))?;
+        let moves = moves.into_iter().map(|planned| v1::PlannedMove {
+            topic: planned.topic,
+            partition: planned.partition,
+            from_node_ids: planned.from,
+            to_node_ids: planned.to,
+        });
+        Ok(Response::new(v1::RebalanceResponse {
+            moves: moves.collect(),
+            started: u32::try_from(started).unwrap_or(u32::MAX),
+        }))
     }
 }
 
@@ -154,6 +174,11 @@ impl Door {
             leaders: leaders.get(&node.id).copied().unwrap_or_default(),
             replicas: replicas.get(&node.id).copied().unwrap_or_default(),
             version: node.version.clone(),
+            state: match node.is_draining {
+                true => v1::NodeState::Draining.into(),
+                false => v1::NodeState::Active.into(),
+            },
+            rack: node.rack.clone(),
         });
         nodes.collect()
     }
@@ -177,7 +202,7 @@ impl Door {
         let view = self.node.view();
         let mut health = v1::GetHealthResponse::default();
         if view.cluster_id.is_empty() {
-            health.problems = vec!["the cluster has not been founded".to_owned()];
+            health.problems = vec!["the node that answers belongs to no cluster yet".to_owned()];
             health.problems.extend(self.node.ready_state().checks);
             return health;
         }
@@ -224,6 +249,7 @@ impl Door {
                 ));
             }
         }
+        health.in_progress = self.node.in_progress();
         health.healthy = health.problems.is_empty();
         health
     }

@@ -19,6 +19,7 @@ use crate::cluster::{ClusterView, Node, NodeId, NodeView, TopicView, check_topic
 use crate::config::{Config, DEFAULT_LISTENER};
 use crate::env::{Clock, Tasks};
 use crate::error::BrokerError;
+use crate::groups::Groups;
 use crate::metrics::Metrics;
 
 /// Feature level of this software.
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Config,
+    pub(crate) groups: Groups,
     next_partition: AtomicU32,
 }
 
@@ -54,7 +56,14 @@ impl Shared {
         config: Config,
     ) -> Self {
         let next_partition = AtomicU32::new(0);
-        Self { node, calls, clock, tasks, metrics, config, next_partition }
+        let groups = Groups::new(
+            node.clone(),
+            Arc::clone(&clock),
+            tasks.clone(),
+            Arc::clone(&metrics),
+            config.to_group_options(),
+        );
+        Self { node, calls, clock, tasks, metrics, config, groups, next_partition }
     }
 }
 
@@ -237,6 +246,22 @@ pub(super) async fn expired(deadline: Option<Duration>) {
         Some(deadline) => tokio::time::sleep(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+/// Topics whose names begin like this are written by the broker itself.
+const INTERNAL_PREFIX: &str = "__";
+
+/// Refuses to change a topic of the broker's own.
+pub(super) fn refuse_internal(name: &str) -> Result<(), BrokerError> {
+    if !name.starts_with(INTERNAL_PREFIX) {
+        return Ok(());
+    }
+    Err(BrokerError::InvalidArgument {
+        field: "topic name".to_owned(),
+        why: format!(
+            "'{name}': names that begin with '{INTERNAL_PREFIX}' are the broker's own, which can be read but not written or changed"
+        ),
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The gRPC front door: one server for each client listener, one for other nodes, and the calls this node makes to them.
 //!
 //! Owns: every name of tonic's in this crate, the transport's limits, and the table between errors and statuses. Never:
-//! what a request does; that is [`crate::cluster`]'s and [`crate::replica`]'s.
+//! what a request does; that is [`crate::groups`]', [`crate::cluster`]'s and [`crate::replica`]'s.
 
 mod append;
 mod clusters;
@@ -13,6 +13,7 @@ mod fetch;
 mod groups;
 mod in_flight;
 mod incoming;
+mod membership;
 mod nodes;
 mod observe;
 mod ordered;
@@ -150,7 +151,9 @@ impl Servers {
             .add_service(
                 topics.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
             )
-            .add_service(groups)
+            .add_service(
+                groups.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
+            )
             .add_service(clusters.max_encoding_message_size(out_max))
             .add_service(health)
             .add_service(reflection().build_v1()?)

@@ -59,6 +59,13 @@ impl NodeService for Nodes {
         answer(confirmed.map(|()| internal::ConfirmFoundingResponse {}))
     }
 
+    async fn join_cluster(
+        &self,
+        request: Request<internal::JoinClusterRequest>,
+    ) -> Result<Response<internal::JoinClusterResponse>, Status> {
+        answer(self.door.node.join_cluster(request.into_inner()).await)
+    }
+
     async fn propose_metadata(
         &self,
         request: Request<internal::ProposeMetadataRequest>,

@@ -33,6 +33,7 @@ const METHODS: &[(&str, &str, bool)] = &[
     ("/highwater.v1.TopicService/Delete", "TopicService/Delete", true),
     ("/highwater.v1.TopicService/Trim", "TopicService/Trim", true),
     ("/highwater.v1.TopicService/ListOptions", "TopicService/ListOptions", true),
+    ("/highwater.v1.GroupService/Join", "GroupService/Join", false),
     ("/highwater.v1.GroupService/List", "GroupService/List", true),
     ("/highwater.v1.GroupService/Describe", "GroupService/Describe", true),
     ("/highwater.v1.GroupService/Delete", "GroupService/Delete", true),
@@ -47,6 +48,7 @@ const METHODS: &[(&str, &str, bool)] = &[
     ("/highwater.v1.ClusterService/ReassignPartition", "ClusterService/ReassignPartition", true),
     ("/highwater.v1.ClusterService/AddNode", "ClusterService/AddNode", true),
     ("/highwater.v1.ClusterService/RemoveNode", "ClusterService/RemoveNode", true),
+    ("/highwater.v1.ClusterService/Rebalance", "ClusterService/Rebalance", true),
     ("/grpc.health.v1.Health/Check", "Health/Check", true),
     ("/grpc.health.v1.Health/Watch", "Health/Watch", false),
 ];

@@ -130,6 +130,17 @@ impl PeerCalls for GrpcPeerCalls {
         self.call(address, request, Duration::ZERO, call).await.map(|_| ())
     }
 
+    async fn join_cluster(
+        &self,
+        address: &str,
+        request: internal::JoinClusterRequest,
+    ) -> Result<internal::JoinClusterResponse, PeerError> {
+        let call = |mut client: NodeServiceClient<Channel>, request| async move {
+            client.join_cluster(request).await
+        };
+        self.call(address, request, Duration::ZERO, call).await
+    }
+
     async fn propose_metadata(
         &self,
         address: &str,

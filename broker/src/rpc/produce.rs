@@ -16,7 +16,7 @@ use highwater_proto::v1::producer_service_server::ProducerService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::append::TIMEOUT_MS_DEFAULT;
-use super::door::{Door, batch_limits, deadline};
+use super::door::{Door, batch_limits, deadline, refuse_internal};
 use super::in_flight::InFlight;
 use super::incoming::Connection;
 use super::status::CallError;
@@ -175,6 +175,7 @@ impl Door {
         let Ok(compression) = v1::Compression::try_from(request.compression) else {
             return refuse("compression", "not a known codec");
         };
+        refuse_internal(&request.topic)?;
         let topic = self.topic(&request.topic, true).await?;
         let any = self.any_partition(topic.partitions.len());
         let count = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);

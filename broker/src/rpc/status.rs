@@ -40,15 +40,18 @@ impl CallError {
 /// The gRPC code of a reason. Reasons are those of [`BrokerError::reason`].
 pub(super) fn code(reason: &str) -> Code {
     match reason {
-        "UNKNOWN_TOPIC" | "UNKNOWN_PARTITION" => Code::NotFound,
+        "UNKNOWN_TOPIC" | "UNKNOWN_PARTITION" | "UNKNOWN_GROUP" => Code::NotFound,
         "TOPIC_EXISTS" => Code::AlreadyExists,
         "INVALID_BATCH" | "TOO_LARGE" | "INVALID_ARGUMENT" => Code::InvalidArgument,
         "OFFSET_OUT_OF_RANGE" => Code::OutOfRange,
-        "TOPIC_ID_MISMATCH" | "OUT_OF_ORDER_SEQUENCE" | "PRODUCER_FENCED" | "UNKNOWN_PRODUCER" => {
-            Code::FailedPrecondition
-        }
+        "TOPIC_ID_MISMATCH"
+        | "OUT_OF_ORDER_SEQUENCE"
+        | "PRODUCER_FENCED"
+        | "UNKNOWN_PRODUCER"
+        | "GROUP_NOT_EMPTY"
+        | "MEMBER_FENCED" => Code::FailedPrecondition,
         // Libraries retry UNAVAILABLE on their own, which is right where nothing was written and only there.
-        "NOT_LEADER" | "NOT_READY" | "QUARANTINED" => Code::Unavailable,
+        "NOT_LEADER" | "NOT_COORDINATOR" | "NOT_READY" | "QUARANTINED" => Code::Unavailable,
         "OUTCOME_UNKNOWN" => Code::Unknown,
         "OVERLOADED" | "DISK_FULL" => Code::ResourceExhausted,
         "TIMEOUT" => Code::DeadlineExceeded,
@@ -63,7 +66,8 @@ fn facts(
     address_of: impl FnOnce(NodeId) -> Option<String>,
 ) -> BTreeMap<String, String> {
     let pairs: Vec<(&str, String)> = match error {
-        BrokerError::NotLeader { leader: Some(leader) } => {
+        BrokerError::NotLeader { leader: Some(leader) }
+        | BrokerError::NotCoordinator { leader: Some(leader) } => {
             let mut pairs = vec![("leader_node_id", leader.to_string())];
             pairs.extend(address_of(*leader).map(|address| ("leader_address", address)));
             pairs
@@ -85,6 +89,7 @@ fn facts(
         BrokerError::TooLarge { bytes_max, setting, .. } => {
             vec![("bytes_max", bytes_max.to_string()), ("setting", (*setting).to_owned())]
         }
+        BrokerError::MemberFenced { cause, .. } => vec![("cause", (*cause).to_owned())],
         BrokerError::InvalidArgument { field, .. } => vec![("field", field.clone())],
         _ => Vec::new(),
     };
@@ -215,6 +220,10 @@ mod tests {
             BrokerError::ProducerFenced { producer_id: 1, epoch: 2, current: 3 },
             BrokerError::UnknownProducer { producer_id: 1 },
             BrokerError::OffsetOutOfRange { offset: 9, log_start_offset: 1, high_watermark: 5 },
+            BrokerError::NotCoordinator { leader: Some(2) },
+            BrokerError::UnknownGroup { group: text() },
+            BrokerError::GroupNotEmpty { group: text(), members: 2 },
+            BrokerError::MemberFenced { cause: "SILENT", why: "x" },
             BrokerError::Overloaded { what: "x", limit: text() },
             BrokerError::DiskFull,
             BrokerError::Quarantined { why: text() },

@@ -195,7 +195,11 @@ impl Subscription {
         };
         let refuse = |error: BrokerError| Ended::With(self.door.status(&CallError::Here(error)));
         if !init.group.is_empty() {
-            return Err(refuse(BrokerError::Unimplemented { what: "reading as a consumer group" }));
+            let field = "group".to_owned();
+            let why =
+                "members have a stream of their own (GroupService.Join), which says what to read"
+                    .to_owned();
+            return Err(refuse(BrokerError::InvalidArgument { field, why }));
         }
         let partitions_max = self.door.config.limits.subscribe_partitions;
         let count = init.partitions.len();
@@ -232,6 +236,11 @@ impl Subscription {
             }
             // Progress is kept for group members only; what a newer client says beside that is ignored.
             Some(Request::Acks(_)) | None => {}
+            Some(Request::Stop(stop)) => {
+                if let Some(turn) = self.turns.remove(&(stop.topic, stop.partition)) {
+                    self.cursors.remove(&turn);
+                }
+            }
             Some(Request::Drain(_)) => {
                 self.drain().await?;
                 return Ok(Next::End);

@@ -5,7 +5,7 @@ use highwater_proto::{internal, v1};
 use tonic::{Request, Response, Status};
 
 use super::describe::replication_factor;
-use super::door::{Door, wire_offset};
+use super::door::{Door, refuse_internal, wire_offset};
 use super::status::{CallError, from_peer};
 use crate::cluster::topic_config::TopicConfig;
 use crate::cluster::{self, topic_config};
@@ -111,6 +111,7 @@ impl Door {
         &self,
         request: v1::TopicServiceCreateRequest,
     ) -> Result<v1::Topic, CallError> {
+        refuse_internal(&request.name)?;
         topic_config::check(&request.config)?;
         let partitions = match request.partitions {
             0 => self.config.topics.default_partitions,
@@ -126,7 +127,8 @@ impl Door {
         &self,
         request: v1::TopicServiceUpdateRequest,
     ) -> Result<v1::Topic, CallError> {
-        let v1::TopicServiceUpdateRequest { name, set, unset } = request;
+        let v1::TopicServiceUpdateRequest { name, set, unset, partitions } = request;
+        refuse_internal(&name)?;
         self.topic(&name, false).await?;
         topic_config::check(&set)?;
         topic_config::check_names(&unset)?;
@@ -138,14 +140,22 @@ impl Door {
             .into());
         }
         topic_config::check_change(&self.topic(&name, false).await?.config, &set, &unset)?;
+        // What cannot be is refused before anything is changed.
+        if partitions > 0 {
+            cluster::check_partitions(&*self.topic(&name, false).await?, partitions)?;
+        }
         let update = internal::UpdateTopic { name: name.clone(), set, unset };
         self.propose(internal::metadata_command::Command::UpdateTopic(update)).await?;
+        if partitions > 0 {
+            self.node.add_partitions(&name, partitions).await?;
+        }
         let topic = self.topic(&name, false).await?;
         Ok(self.described(&topic).await)
     }
 
     /// Answers with the id the topic had.
     async fn delete_topic(&self, name: String) -> Result<String, CallError> {
+        refuse_internal(&name)?;
         let topic = self.topic(&name, false).await?;
         let delete = internal::DeleteTopic { name, id: topic.id.clone() };
         self.propose(internal::metadata_command::Command::DeleteTopic(delete)).await?;
@@ -163,6 +173,7 @@ impl Door {
         &self,
         request: &v1::TopicServiceTrimRequest,
     ) -> Result<v1::TopicServiceTrimResponse, CallError> {
+        refuse_internal(&request.name)?;
         let leader = match self.trim_here(request).await {
             Err(BrokerError::NotLeader { leader: Some(leader) }) if leader != self.node.id() => {
                 leader

@@ -9,6 +9,8 @@ mod durability;
 mod faults;
 mod founding;
 mod full_disk;
+mod groups;
+mod membership;
 mod moves;
 mod nodes;
 mod processes;

@@ -197,23 +197,6 @@ async fn every_listener_tells_its_own_addresses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_later_version_brings_says_so() {
-    let broker = TestBroker::start().await;
-    let clients = broker.clients();
-    let statuses = [
-        clients.groups().list(v1::GroupServiceListRequest {}).await.unwrap_err(),
-        clients.groups().fetch_offsets(v1::FetchOffsetsRequest::default()).await.unwrap_err(),
-        clients.cluster().add_node(v1::AddNodeRequest::default()).await.unwrap_err(),
-        clients.cluster().remove_node(v1::RemoveNodeRequest::default()).await.unwrap_err(),
-    ];
-    for status in statuses {
-        assert_eq!(status.code(), tonic::Code::Unimplemented);
-        assert_eq!(reason(&status), "UNIMPLEMENTED");
-        assert!(status.message().contains("version"), "{status}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_limit_are_closed_and_counted() {
     let broker = TestBroker::start_with(|config| config.limits.connections = 1).await;
     let first = broker.clients();

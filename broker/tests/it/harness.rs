@@ -182,6 +182,48 @@ impl Clients {
         stream
     }
 
+    /// Joins a group as this member, reading one topic; waits until the broker has taken it in.
+    pub(crate) async fn join(&self, group: &str, member: &str, topic: &str) -> Member {
+        let init = v1::JoinInit {
+            group: group.to_owned(),
+            member_id: member.to_owned(),
+            topics: vec![topic.to_owned()],
+            session_timeout_ms: 60_000,
+            ..Default::default()
+        };
+        self.join_with(init).await
+    }
+
+    /// The same with everything said; tries again while the group has no coordinator.
+    pub(crate) async fn join_with(&self, init: v1::JoinInit) -> Member {
+        soon("joining", async {
+            loop {
+                match self.try_join(init.clone()).await {
+                    Ok(member) => return member,
+                    Err(status) if reason(&status) == "NOT_COORDINATOR" => {}
+                    Err(status) => panic!("{status}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+    }
+
+    /// One try to join.
+    pub(crate) async fn try_join(&self, init: v1::JoinInit) -> Result<Member, Status> {
+        let (sender, receiver) = mpsc::channel(1_024);
+        let outbound = ReceiverStream::new(receiver);
+        let first = v1::JoinRequest { message: Some(v1::join_request::Message::Init(init)) };
+        sender.send(first).await.expect("the receiver is there");
+        let inbound = self.groups().join(outbound).await?.into_inner();
+        let mut member = Member { sender, inbound };
+        match member.next().await {
+            Some(Ok(v1::join_response::Message::Joined(_))) => Ok(member),
+            Some(Err(status)) => Err(status),
+            other => panic!("expected joined, got {other:?}"),
+        }
+    }
+
     /// Opens a subscription.
     pub(crate) async fn subscribe(&self, init: v1::SubscribeInit) -> Subscription {
         let (sender, receiver) = mpsc::channel(1_024);
@@ -246,6 +288,97 @@ impl ProduceStream {
             }
             other => panic!("expected a failure, got {other:?}"),
         }
+    }
+}
+
+/// A member of a consumer group from the client's side. Sends no heartbeats by itself.
+pub(crate) struct Member {
+    sender: mpsc::Sender<v1::JoinRequest>,
+    inbound: Streaming<v1::JoinResponse>,
+}
+
+impl Member {
+    pub(crate) async fn send(&self, message: v1::join_request::Message) {
+        let _ = self.sender.send(v1::JoinRequest { message: Some(message) }).await;
+    }
+
+    /// The next message; `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<Result<v1::join_response::Message, Status>> {
+        let item = soon("a message", self.inbound.next()).await?;
+        Some(item.map(|response| response.message.expect("a known message")))
+    }
+
+    /// The next assignment, whatever else comes before it.
+    pub(crate) async fn assignment(&mut self) -> Vec<v1::AssignedPartition> {
+        loop {
+            match self.next().await {
+                Some(Ok(v1::join_response::Message::Assignment(assignment))) => {
+                    return assignment.partitions;
+                }
+                Some(Ok(_)) => {}
+                other => panic!("expected an assignment, got {other:?}"),
+            }
+        }
+    }
+
+    /// Waits for an assignment of so many partitions of which so many are wanted back.
+    pub(crate) async fn assigned(
+        &mut self,
+        count: usize,
+        wanted_back: usize,
+    ) -> Vec<v1::AssignedPartition> {
+        loop {
+            let assigned = self.assignment().await;
+            let wanted = assigned.iter().filter(|partition| partition.is_wanted_back).count();
+            if (assigned.len(), wanted) == (count, wanted_back) {
+                return assigned;
+            }
+        }
+    }
+
+    pub(crate) async fn release(&self, partitions: &[v1::AssignedPartition]) {
+        let partitions = partitions.iter().map(owned).collect();
+        let release = v1::ReleasePartitions { partitions };
+        self.send(v1::join_request::Message::Release(release)).await;
+    }
+
+    /// Commits an offset; answers with the outcome, whatever else comes before it.
+    pub(crate) async fn commit(
+        &mut self,
+        partition: &v1::AssignedPartition,
+        offset: i64,
+    ) -> v1::MemberCommitted {
+        let partition = Some(owned(partition));
+        let offset = v1::OwnedOffset { partition, offset, metadata: "m".into() };
+        let commit = v1::MemberCommit { request_id: 7, offsets: vec![offset] };
+        self.send(v1::join_request::Message::Commit(commit)).await;
+        loop {
+            match self.next().await {
+                Some(Ok(v1::join_response::Message::Committed(committed))) => return committed,
+                Some(Ok(_)) => {}
+                other => panic!("expected an outcome, got {other:?}"),
+            }
+        }
+    }
+
+    /// The status that the stream ends with.
+    pub(crate) async fn ended(&mut self) -> Option<Status> {
+        loop {
+            match self.next().await {
+                Some(Ok(_)) => {}
+                Some(Err(status)) => return Some(status),
+                None => return None,
+            }
+        }
+    }
+}
+
+/// What a member names when it speaks of a partition.
+pub(crate) fn owned(partition: &v1::AssignedPartition) -> v1::OwnedPartition {
+    v1::OwnedPartition {
+        topic: partition.topic.clone(),
+        partition: partition.partition,
+        epoch: partition.epoch,
     }
 }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod cluster;
 mod consume;
 mod front;
+mod groups;
 mod harness;
 mod produce;
 mod topics;

@@ -89,6 +89,7 @@ async fn configuration_is_changed_key_by_key() {
         name: "orders".into(),
         set: config(set),
         unset: unset.iter().map(|&name| name.to_owned()).collect(),
+        partitions: 0,
     };
     let changed = clients
         .topics()

@@ -44,18 +44,24 @@ pub(crate) async fn info(session: &Session, out: Out) -> Result<(), Failure> {
 pub(crate) async fn members(session: &Session, out: Out) -> Result<(), Failure> {
     let admin = session.connect().await?.admin();
     let cluster = session.within("asking for the nodes", admin.cluster_info()).await?;
-    let nodes: Vec<NodeShape> = cluster.nodes.into_iter().map(Into::into).collect();
+    let removed = cluster.removed_nodes.into_iter().map(NodeShape::removed);
+    let nodes: Vec<NodeShape> = cluster.nodes.into_iter().map(Into::into).chain(removed).collect();
     output::show(session.format(out), &nodes, |nodes| {
         table(
-            &["node", "address", "internal", "alive", "leads", "replicas", "version"],
+            &[
+                "node", "address", "internal", "state", "alive", "leads", "replicas", "rack",
+                "version",
+            ],
             nodes.iter().map(|node| {
                 [
                     node.id.to_string(),
-                    node.address.clone(),
-                    node.internal_address.clone(),
+                    or_dash(Some(&node.address).filter(|address| !address.is_empty())),
+                    or_dash(Some(&node.internal_address).filter(|address| !address.is_empty())),
+                    node.state.clone(),
                     if node.alive { "yes" } else { "no" }.to_owned(),
                     node.leaders.to_string(),
                     node.replicas.to_string(),
+                    or_dash(Some(&node.rack).filter(|rack| !rack.is_empty())),
                     or_dash(Some(&node.version).filter(|version| !version.is_empty())),
                 ]
             }),
@@ -88,12 +94,17 @@ pub(crate) async fn health(session: &Session, wait: bool, out: Out) -> Result<()
     }
     let health = looked?;
     output::show(session.format(out), &health, |health| {
-        if health.healthy {
-            return "healthy\n".to_owned();
+        let lines = |lines: &[String]| -> String {
+            lines.iter().map(|line| format!("- {line}\n")).collect()
+        };
+        let mut text = match health.healthy {
+            true => "healthy\n".to_owned(),
+            false => format!("unhealthy\n{}", lines(&health.problems)),
+        };
+        if !health.in_progress.is_empty() {
+            text += &format!("on its way\n{}", lines(&health.in_progress));
         }
-        let problems: Vec<String> =
-            health.problems.iter().map(|problem| format!("- {problem}\n")).collect();
-        format!("unhealthy\n{}", problems.concat())
+        text
     })?;
     if health.healthy { Ok(()) } else { Err(Failure::new(Exit::Unhealthy, "")) }
 }

@@ -27,11 +27,11 @@ enum Style {
 }
 
 pub(crate) async fn run(session: &Session, consume: Consume) -> Result<(), Failure> {
-    if consume.group.is_some() {
-        return Err(Failure::later("reading as a member of a group"));
-    }
     let (position, format) = choose(&consume.position_or_format)?;
     let style = style(format.or(session.output()), consume.format.as_deref())?;
+    if let Some(group) = &consume.group {
+        return as_member(session, &consume, group, position, &style).await;
+    }
     let client = session.connect().await?;
     let admin = client.admin();
     let topic = session.within("looking for the topic", admin.get_topic(&consume.topic)).await?;
@@ -64,6 +64,57 @@ pub(crate) async fn run(session: &Session, consume: Consume) -> Result<(), Failu
     }
     let events = session.within("subscribing", builder.subscribe()).await?;
     print(events, &style, &mut stop, consume.follow).await
+}
+
+/// Reads as a member of a group, until interrupted or as many records as asked for were printed.
+async fn as_member(
+    session: &Session,
+    consume: &Consume,
+    group: &str,
+    position: Position,
+    style: &Style,
+) -> Result<(), Failure> {
+    let client = session.connect().await?;
+    let builder = client.consumer(&consume.topic).stall_timeout(session.timeout).group(group);
+    let subscribing = builder.start(position.into()).subscribe();
+    let mut events = session.within("joining the group", subscribing).await?;
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
+    head(style, &mut out)?;
+    let mut left = consume.number;
+    let mut outcome = Ok(());
+    while left != Some(0) && outcome.is_ok() {
+        // What was printed counts as done when the next one is asked for: it must be out by then.
+        quiet_when_closed(out.flush())?;
+        let event = tokio::select! {
+            event = events.next() => event,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        match event {
+            Some(Ok(event)) => {
+                outcome = quiet_when_closed(write_event(&event, style, &mut out));
+                left = left.map(|left| left - 1);
+            }
+            Some(Err(error)) if error.is_retriable() => crate::output::notice(&error.to_string()),
+            Some(Err(error)) => outcome = Err(error.into()),
+            None => break,
+        }
+    }
+    let flushed = quiet_when_closed(out.flush());
+    // What could not be printed is not done: then the group only hears that its member is gone.
+    if outcome.is_ok() && flushed.is_ok() {
+        events.close().await;
+    }
+    outcome.and(flushed)
+}
+
+/// What stands above a table.
+fn head(style: &Style, out: &mut impl Write) -> Result<(), Failure> {
+    match style {
+        Style::Table => {
+            quiet_when_closed(writeln!(out, "PARTITION  OFFSET      TIMESTAMP      KEY  VALUE"))
+        }
+        Style::Template(_) | Style::Json | Style::Yaml => Ok(()),
+    }
 }
 
 /// What the values of `-o` say.
@@ -152,9 +203,7 @@ async fn print(
     follow: bool,
 ) -> Result<(), Failure> {
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
-    if matches!(style, Style::Table) {
-        quiet_when_closed(writeln!(out, "PARTITION  OFFSET      TIMESTAMP      KEY  VALUE"))?;
-    }
+    head(style, &mut out)?;
     while !stop.reached() {
         // What has been printed must be seen before waiting for more.
         let event = match events.next().now_or_never() {

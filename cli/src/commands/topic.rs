@@ -37,11 +37,22 @@ pub(crate) async fn run(session: &Session, verb: Topic) -> Result<(), Failure> {
             let topic = session.within(&doing, admin.get_topic(&name)).await?;
             output::show(session.format(out), &TopicShape::from(topic), describe)
         }
-        Topic::Alter { name, config, unset, out } => {
+        Topic::Alter { name, config, unset, partitions, out } => {
             let admin = session.connect().await?.admin();
             let doing = format!("changing '{name}'");
-            let changed = admin.update_topic(&name, config, unset);
-            let topic = session.within(&doing, changed).await?;
+            let mut topic = None;
+            if !config.is_empty() || !unset.is_empty() {
+                let changed = admin.update_topic(&name, config, unset);
+                topic = Some(session.within(&doing, changed).await?);
+            }
+            if let Some(partitions) = partitions {
+                let added = admin.add_partitions(&name, partitions);
+                topic = Some(session.within(&doing, added).await?);
+            }
+            let topic = match topic {
+                Some(topic) => topic,
+                None => session.within(&doing, admin.get_topic(&name)).await?,
+            };
             notice(&format!("changed topic {name}"));
             output::show(session.format(out), &TopicShape::from(topic), describe)
         }

@@ -1,6 +1,6 @@
 //! Snapshots of every shape: a change here breaks scripts.
 
-use highwater_client::{Acks, BrokerDescription, Header, PartitionState};
+use highwater_client::{Acks, BrokerDescription, Header, NodeState, PartitionState};
 use insta::assert_snapshot;
 
 use super::*;
@@ -112,6 +112,8 @@ fn cluster_verbs_have_their_keys() {
         leaders: 2,
         replicas: 6,
         version: "0.1.0".to_owned(),
+        state: NodeState::Active,
+        rack: "r1".to_owned(),
     };
     let cluster = ClusterInfo {
         broker: BrokerDescription {
@@ -124,17 +126,30 @@ fn cluster_verbs_have_their_keys() {
         nodes: vec![node(1, true), node(2, false)],
         topics: 1,
         partitions: 6,
+        removed_nodes: vec![7],
     };
     assert_snapshot!(json(&ClusterShape::from(cluster)), @r#"{"cluster_id":"c0ffee","version":"0.1.0","feature_level":1,"metadata_leader":1,"nodes":2,"nodes_alive":1,"topics":1,"partitions":6}"#);
-    assert_snapshot!(json(&NodeShape::from(node(1, true))), @r#"{"id":1,"address":"h1:7420","internal_address":"h1:7421","alive":true,"leaders":2,"replicas":6,"version":"0.1.0"}"#);
+    assert_snapshot!(json(&NodeShape::from(node(1, true))), @r#"{"id":1,"address":"h1:7420","internal_address":"h1:7421","alive":true,"leaders":2,"replicas":6,"version":"0.1.0","state":"active","rack":"r1"}"#);
+    assert_snapshot!(json(&NodeShape::removed(7)), @r#"{"id":7,"address":"","internal_address":"","alive":false,"leaders":0,"replicas":0,"version":"","state":"removed","rack":""}"#);
     let health = ClusterHealth {
         healthy: false,
         problems: vec!["node 2 does not answer".to_owned()],
         leaderless_partitions: 0,
         under_replicated_partitions: 6,
         dead_nodes: vec![2],
+        in_progress: vec!["node 3 is draining".to_owned()],
     };
-    assert_snapshot!(json(&HealthShape::from(health)), @r#"{"healthy":false,"problems":["node 2 does not answer"],"leaderless_partitions":0,"under_replicated_partitions":6,"dead_nodes":[2]}"#);
+    assert_snapshot!(json(&HealthShape::from(health)), @r#"{"healthy":false,"problems":["node 2 does not answer"],"leaderless_partitions":0,"under_replicated_partitions":6,"dead_nodes":[2],"in_progress":["node 3 is draining"]}"#);
+    let plan = RebalancePlan {
+        moves: vec![PlannedMove {
+            topic: "orders".to_owned(),
+            partition: 0,
+            from: vec![1, 2],
+            to: vec![3, 2],
+        }],
+        started: 0,
+    };
+    assert_snapshot!(json(&PlanShape::from(plan)), @r#"{"moves":[{"topic":"orders","partition":0,"from":[1,2],"to":[3,2]}],"started":0}"#);
     let leader = LeaderShape { topic: "orders".to_owned(), partition: 0, leader: 3 };
     assert_snapshot!(json(&leader), @r#"{"topic":"orders","partition":0,"leader":3}"#);
 }

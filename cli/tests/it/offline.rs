@@ -52,13 +52,7 @@ fn a_node_that_does_not_run_is_not_ready() {
 #[test]
 fn verbs_of_later_versions_say_so_and_fail() {
     let folder = tempfile::tempdir().unwrap();
-    for later in [
-        &["group", "list"][..],
-        &["group", "reset-offsets", "g", "--to", "start"],
-        &["service", "describe", "s"],
-        &["cluster", "rebalance", "--execute"],
-        &["cluster", "add-node", "7"],
-    ] {
+    for later in [&["service", "list"][..], &["service", "describe", "s"]] {
         let output = cli(folder.path(), later);
         assert_eq!(output.status.code(), Some(1), "{later:?}");
         assert!(stderr(&output).contains("later version"), "{later:?}: {}", stderr(&output));
@@ -68,9 +62,11 @@ fn verbs_of_later_versions_say_so_and_fail() {
 #[test]
 fn deleting_needs_a_yes_where_nobody_can_be_asked() {
     let folder = tempfile::tempdir().unwrap();
-    for destructive in
-        [&["topic", "delete", "t"][..], &["topic", "trim", "t", "-p", "0", "--to", "end"]]
-    {
+    for destructive in [
+        &["topic", "delete", "t"][..],
+        &["topic", "trim", "t", "-p", "0", "--to", "end"],
+        &["group", "delete", "g"],
+    ] {
         let output = cli(folder.path(), destructive);
         assert_eq!(output.status.code(), Some(2), "{destructive:?}");
         assert!(stderr(&output).contains("--yes"), "{destructive:?}: {}", stderr(&output));

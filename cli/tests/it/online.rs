@@ -118,6 +118,13 @@ fn a_topic_lives_from_create_to_delete() {
     assert_eq!(config["retention.bytes"], "1000000");
     assert_eq!(config["retention.ms"], "604800000");
 
+    cluster.done(&["topic", "alter", "orders", "-p", "3"]);
+    let described = cluster.json(&["topic", "describe", "orders", "-o", "json"]);
+    assert_eq!(described["partitions"][2]["state"], "healthy");
+    let fewer = cluster.cli(&["topic", "alter", "orders", "--partitions", "1"]);
+    assert_eq!(fewer.status.code(), Some(2), "{}", stderr(&fewer));
+    assert!(stderr(&fewer).contains("not taken away"), "{}", stderr(&fewer));
+
     cluster.done(&["topic", "delete", "orders", "--yes"]);
     let gone = cluster.cli(&["topic", "describe", "orders"]);
     assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
@@ -176,4 +183,45 @@ fn a_cluster_of_one_is_healthy_ready_and_has_one_member() {
     assert_eq!((&info["nodes"], &info["nodes_alive"]), (&1.into(), &1.into()));
     let members = cluster.json(&["cluster", "members", "-o", "json"]);
     assert_eq!(members[0]["address"], cluster.server);
+    assert_eq!(members[0]["state"], "active");
+}
+
+#[test]
+fn an_even_cluster_needs_no_plan_and_its_last_node_stays() {
+    let cluster = Cluster::start();
+    cluster.done(&["topic", "create", "orders", "-p", "2"]);
+    assert_eq!(cluster.done(&["cluster", "rebalance"]), "the cluster is even\n");
+    let plan = cluster.json(&["cluster", "rebalance", "--execute", "-o", "json"]);
+    assert_eq!(plan["started"], 0);
+    let unasked = cluster.cli(&["cluster", "remove-node", "1"]);
+    assert_eq!(unasked.status.code(), Some(2), "{}", stderr(&unasked));
+    let last = cluster.cli(&["--yes", "cluster", "remove-node", "1"]);
+    assert_eq!(last.status.code(), Some(2), "{}", stderr(&last));
+    let unknown = cluster.cli(&["--yes", "cluster", "add-node", "7"]);
+    assert!(stderr(&unknown).contains("joins by itself"), "{}", stderr(&unknown));
+}
+
+#[test]
+fn a_group_reads_on_where_it_was_shows_its_lag_and_can_be_reset_and_deleted() {
+    let cluster = Cluster::start();
+    cluster.done(&["topic", "create", "orders"]);
+    assert!(cluster.produce(&["produce", "orders"], b"a\nb\nc\n").status.success());
+    assert_eq!(cluster.done(&["consume", "orders", "-g", "billing", "-n", "2"]), "a\nb\n");
+    let lag = cluster.json(&["group", "lag", "billing", "-o", "json"]);
+    assert_eq!((&lag["lag"], &lag["partitions"][0]["committed_offset"]), (&1.into(), &2.into()));
+    assert!(lag["lag_ms"].as_i64().is_some_and(|ms| ms < 600_000), "{lag}");
+    assert_eq!(cluster.done(&["consume", "orders", "-g", "billing", "-n", "1"]), "c\n");
+    let listed = cluster.json(&["group", "list", "-o", "json"]);
+    assert_eq!((&listed[0]["group"], &listed[0]["state"]), (&"billing".into(), &"empty".into()));
+    let table = cluster.done(&["group", "describe", "billing"]);
+    assert!(table.contains("not assigned"), "{table}");
+    let reset = ["group", "reset-offsets", "billing", "--to", "1", "-o", "json"];
+    let planned = cluster.json(&reset);
+    assert_eq!((&planned["executed"], &planned["offsets"][0]["to"]), (&false.into(), &1.into()));
+    assert_eq!(cluster.json(&["group", "lag", "billing", "-o", "json"])["lag"], 0);
+    cluster.json(&[&reset[..], &["--execute"]].concat());
+    assert_eq!(cluster.done(&["consume", "orders", "-g", "billing", "-n", "2"]), "b\nc\n");
+    cluster.done(&["group", "delete", "billing", "--yes"]);
+    let gone = cluster.cli(&["group", "describe", "billing"]);
+    assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
 }

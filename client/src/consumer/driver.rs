@@ -21,7 +21,7 @@ use crate::client::Client;
 use crate::config::Backoff;
 use crate::consumer::Settings;
 use crate::consumer::cursor::Cursor;
-use crate::consumer::queue::{Account, Chunk, Item, Place, Places, Seek};
+use crate::consumer::queue::{Account, Chunk, Item, Order, Place, Places, Seek};
 use crate::consumer::stream::{Heard, Stream};
 use crate::error::{ConsumeError, Refusal, reason};
 use crate::metadata::{Leader, TopicView};
@@ -60,7 +60,7 @@ pub(crate) struct Driver {
     account: Arc<Account>,
     places: Places,
     items: mpsc::UnboundedSender<Item>,
-    seeks: mpsc::UnboundedReceiver<Seek>,
+    orders: mpsc::UnboundedReceiver<Order>,
     /// Told when every partition's place is fixed.
     placed: Option<oneshot::Sender<()>>,
     heard_in: mpsc::UnboundedSender<(u64, Heard)>,
@@ -72,7 +72,7 @@ pub(crate) struct Ends {
     pub(crate) account: Arc<Account>,
     pub(crate) places: Places,
     pub(crate) items: mpsc::UnboundedSender<Item>,
-    pub(crate) seeks: mpsc::UnboundedReceiver<Seek>,
+    pub(crate) orders: mpsc::UnboundedReceiver<Order>,
     pub(crate) placed: oneshot::Sender<()>,
 }
 
@@ -101,7 +101,7 @@ impl Driver {
             account: ends.account,
             places: ends.places,
             items: ends.items,
-            seeks: ends.seeks,
+            orders: ends.orders,
             placed: Some(ends.placed),
             heard_in,
             heard,
@@ -124,8 +124,9 @@ impl Driver {
                         self.on_heard(stream, heard);
                     }
                 }
-                seek = self.seeks.recv() => match seek {
-                    Some(seek) => self.on_seek(&seek),
+                order = self.orders.recv() => match order {
+                    Some(Order::Seek(seek)) => self.on_seek(&seek),
+                    Some(Order::Stop(partition)) => self.on_stop(partition),
                     // The service has dropped its end.
                     None => return,
                 },
@@ -488,8 +489,28 @@ impl Driver {
         self.refresher.want();
     }
 
+    /// Reads a partition no more.
+    fn on_stop(&mut self, partition: u32) {
+        let Some(cursor) = self.cursors.remove(&partition) else { return };
+        if let Some(line) = cursor.stream.and_then(|stream| self.lines.get(&stream)) {
+            let topic = self.settings.topic.clone();
+            line.stream.send(Request::Stop(v1::StopPartition { topic, partition }));
+        }
+    }
+
+    /// Begins a partition, for a member of a group: on the stream to its leader, if there is one.
+    fn begin(&mut self, partition: u32, now: Instant) {
+        let mut cursor = Cursor::new(Start::Earliest, now);
+        let leader = self.leaders.get(partition as usize).and_then(Option::as_ref);
+        cursor.stream = leader.and_then(|leader| self.by_address.get(&leader.address).copied());
+        self.cursors.insert(partition, cursor);
+    }
+
     fn on_seek(&mut self, seek: &Seek) {
         let now = self.client.shared.env.now();
+        if self.settings.group.is_some() && !self.cursors.contains_key(&seek.partition) {
+            self.begin(seek.partition, now);
+        }
         let Some(cursor) = self.cursors.get_mut(&seek.partition) else { return };
         cursor.generation = seek.generation;
         cursor.next = seek.to;

@@ -12,7 +12,7 @@ use futures::Stream;
 use highwater_proto::batch::{BatchError, BatchView, RecordView, Records};
 use tokio::sync::mpsc;
 
-use crate::consumer::queue::{Chunk, Held, Item, Place, Places, Seek};
+use crate::consumer::queue::{Chunk, Held, Item, Order, Place, Places, Seek};
 use crate::error::ConsumeError;
 use crate::record::{Event, Header};
 use crate::types::Start;
@@ -38,7 +38,7 @@ use crate::types::Start;
 pub struct Events {
     topic: Arc<str>,
     items: mpsc::UnboundedReceiver<Item>,
-    seeks: mpsc::UnboundedSender<Seek>,
+    orders: mpsc::UnboundedSender<Order>,
     places: Places,
     current: Option<Current>,
     /// Comes after what `next_batch` gave.
@@ -89,10 +89,10 @@ impl Events {
     pub(crate) fn new(
         topic: Arc<str>,
         items: mpsc::UnboundedReceiver<Item>,
-        seeks: mpsc::UnboundedSender<Seek>,
+        orders: mpsc::UnboundedSender<Order>,
         places: Places,
     ) -> Self {
-        Self { topic, items, seeks, places, current: None, trouble: None }
+        Self { topic, items, orders, places, current: None, trouble: None }
     }
 
     /// The next whole batch, for speed: all events of one partition that arrived together and were not yet taken one by one.
@@ -252,8 +252,13 @@ impl Events {
         drop(places);
         self.current.take_if(|current| current.partition == partition);
         // The driver lives as long as this end, unless the runtime stopped; then the stream says so.
-        _ = self.seeks.send(Seek { partition, to, generation });
+        _ = self.orders.send(Order::Seek(Seek { partition, to, generation }));
         Ok(())
+    }
+
+    /// How many seeks the partition of the last event had seen when that was asked for.
+    pub(crate) fn generation_at_hand(&self) -> Option<u64> {
+        self.current.as_ref().map(|current| current.generation)
     }
 
     /// The topic.

@@ -5,7 +5,7 @@
 mod cursor;
 mod driver;
 mod events;
-mod queue;
+pub(crate) mod queue;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -17,18 +17,19 @@ use tonic::Code;
 
 use crate::client::Client;
 use crate::error::{ConsumeError, Refusal, reason};
+use crate::group::GroupConsumerBuilder;
 use crate::metadata::TopicView;
 use crate::types::Start;
 
 use driver::{Driver, Ends};
 pub use events::{EventBatch, Events};
-use queue::Account;
+use queue::{Account, Order};
 
 /// Says what to read; from [`Client::consumer`]. Clones subscribe independently.
 #[derive(Clone, Debug)]
 pub struct ConsumerBuilder {
-    client: Client,
-    settings: Settings,
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
 }
 
 /// What a consumer was told.
@@ -83,11 +84,11 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Reads as a member of a consumer group. Groups come with a later version: until then `subscribe` fails with reason
-    /// UNIMPLEMENTED.
-    pub fn group(mut self, group: impl Into<String>) -> Self {
+    /// Reads as a member of a consumer group: the group's coordinator says which partitions. Each goes on where the group has come
+    /// to, or at [`ConsumerBuilder::start`] if it has not begun with it.
+    pub fn group(mut self, group: impl Into<String>) -> GroupConsumerBuilder {
         self.settings.group = Some(group.into());
-        self
+        GroupConsumerBuilder::new(self)
     }
 
     /// How long a partition may be unreachable before the stream says so ([`ConsumeError::Stalled`]), and again after as
@@ -104,17 +105,44 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Begins to read without a partition; a member of a group orders what to read as it goes.
+    pub(crate) async fn subscribe_to_nothing(mut self) -> Result<Reading, ConsumeError> {
+        self.settings.partitions = Some(Vec::new());
+        let Self { client, settings } = self;
+        let topic: Arc<str> = Arc::from(settings.topic.as_str());
+        let shared = client.shared.clone();
+        let deadline = shared.env.now() + shared.config.request_timeout;
+        let view = shared
+            .metadata
+            .lookup(&shared.connections, &shared.config, &settings.topic, deadline)
+            .await
+            .map_err(|refusal| ConsumeError::CannotSubscribe {
+                topic: topic.to_string(),
+                refusal: refusal.nothing_sent(),
+            })?;
+        let (items_in, items) = mpsc::unbounded_channel();
+        let (orders_in, orders) = mpsc::unbounded_channel();
+        let (placed, _) = oneshot::channel();
+        let account = Arc::new(Account::new());
+        let places = queue::Places::default();
+        let ends = Ends {
+            account: account.clone(),
+            places: places.clone(),
+            items: items_in,
+            orders,
+            placed,
+        };
+        shared.env.spawn(Driver::new(client, settings, &view, ends).run());
+        let events = Events::new(topic, items, orders_in.clone(), places.clone());
+        Ok(Reading { events, orders: orders_in, places, account })
+    }
+
     /// Begins to read. When it returns, the topic exists and, for [`Start::Latest`] and [`Start::Timestamp`], every partition's
     /// place is fixed: an event published afterwards will be read.
     pub async fn subscribe(self) -> Result<Events, ConsumeError> {
         let Self { client, settings } = self;
         let topic: Arc<str> = Arc::from(settings.topic.as_str());
         let refused = |refusal| ConsumeError::CannotSubscribe { topic: topic.to_string(), refusal };
-        if settings.group.is_some() {
-            let text = "consumer groups come with a later version; read partitions instead";
-            let refusal = Refusal::local(reason::UNIMPLEMENTED, Code::Unimplemented, text);
-            return Err(refused(refusal));
-        }
         let shared = client.shared.clone();
         let deadline = shared.env.now() + shared.config.request_timeout;
         let view = shared
@@ -126,15 +154,15 @@ impl ConsumerBuilder {
         let must_be_placed = settings.must_be_placed();
 
         let (items_in, items) = mpsc::unbounded_channel();
-        let (seeks_in, seeks) = mpsc::unbounded_channel();
+        let (orders_in, orders) = mpsc::unbounded_channel();
         let (placed_in, placed) = oneshot::channel();
         let account = Arc::new(Account::new());
         let places = queue::Places::default();
         let ends =
-            Ends { account, places: places.clone(), items: items_in, seeks, placed: placed_in };
+            Ends { account, places: places.clone(), items: items_in, orders, placed: placed_in };
         let driver = Driver::new(client, settings, &view, ends);
         shared.env.spawn(driver.run());
-        let events = Events::new(topic.clone(), items, seeks_in, places);
+        let events = Events::new(topic.clone(), items, orders_in, places);
         if must_be_placed && tokio::time::timeout_at(deadline, placed).await.is_err() {
             let text = "not every partition could be reached in time";
             let refusal = Refusal::local(reason::TIMEOUT, Code::DeadlineExceeded, text);
@@ -142,6 +170,14 @@ impl ConsumerBuilder {
         }
         Ok(events)
     }
+}
+
+/// A subscription whose partitions are ordered from outside.
+pub(crate) struct Reading {
+    pub(crate) events: Events,
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
+    pub(crate) places: queue::Places,
+    pub(crate) account: Arc<Account>,
 }
 
 impl Settings {

@@ -79,6 +79,11 @@ impl Account {
         Held { bytes, account: self.clone() }
     }
 
+    /// Whether anything waits here to be taken.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.held.load(Ordering::Acquire) > 0
+    }
+
     fn release(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::AcqRel);
         let given_back = self.given_back.fetch_add(bytes, Ordering::AcqRel) + bytes;
@@ -110,7 +115,16 @@ pub(crate) struct Place {
 /// Places by partition.
 pub(crate) type Places = Arc<Mutex<BTreeMap<u32, Place>>>;
 
-/// What the service asks of the driver.
+/// What is asked of the driver.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Continue somewhere else. A member of a group also begins a partition with this.
+    Seek(Seek),
+    /// Read a partition no more.
+    Stop(u32),
+}
+
+/// Where a partition goes on.
 #[derive(Debug)]
 pub(crate) struct Seek {
     pub(crate) partition: u32,

@@ -97,8 +97,6 @@ async fn only_the_partitions_asked_for_are_read() {
     assert_eq!(unknown.reason(), "UNKNOWN_PARTITION");
     let nowhere = soon(client.consumer("nowhere").subscribe()).await.unwrap_err();
     assert_eq!(nowhere.reason(), "UNKNOWN_TOPIC");
-    let group = soon(client.consumer(TOPIC).group("g").subscribe()).await.unwrap_err();
-    assert_eq!(group.reason(), "UNIMPLEMENTED");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -445,6 +445,13 @@ impl ClusterService for Node {
         Err(Status::unimplemented("not scripted"))
     }
 
+    async fn rebalance(
+        &self,
+        _: Request<v1::RebalanceRequest>,
+    ) -> Result<Response<v1::RebalanceResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn remove_node(
         &self,
         _: Request<v1::RemoveNodeRequest>,

@@ -1,5 +1,7 @@
 //! The client over real brokers in this process: real sockets, real files.
 
+mod group;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

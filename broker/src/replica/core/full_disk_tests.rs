@@ -124,7 +124,8 @@ impl Group {
                 builder.push(1, None, Some(&vec![7; bytes]), &[]).unwrap();
                 let batch = builder.build().unwrap();
                 let header = BatchHeader::read(&batch).unwrap();
-                let body = ProposalBody::Batch { batch, header, acks: Acks::QuorumFsync };
+                let body =
+                    ProposalBody::Batch { batch, header, acks: Acks::QuorumFsync, only_in: None };
                 Proposal { token: self.tokens, body }
             })
             .collect();

@@ -191,7 +191,8 @@ impl Group {
         builder.push(1, None, Some(&[7; 3_000]), &[]).unwrap();
         let batch = builder.build().unwrap();
         let header = BatchHeader::read(&batch).unwrap();
-        let token = self.propose(replica, ProposalBody::Batch { batch, header, acks });
+        let token =
+            self.propose(replica, ProposalBody::Batch { batch, header, acks, only_in: None });
         if matches!(self.answers.get(&token), Some(Ok(_))) {
             self.acknowledged += 1;
         }
@@ -204,7 +205,8 @@ impl Group {
         let leader = self.leader().unwrap();
         self.publish(leader, Acks::QuorumFsync);
         let followers = self.core(leader).followers();
-        match self.core(leader).members().step_towards(target, leader, &followers) {
+        match self.core(leader).members().step_towards(target, &BTreeMap::new(), leader, &followers)
+        {
             Step::Done => return true,
             Step::Wait(_) => self.tick(),
             Step::Change(change) => {
@@ -268,6 +270,25 @@ fn config(disk: &SimDisk, seed: u64) -> CoreConfig {
         seed,
         machine: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),
+    }
+}
+
+#[test]
+fn a_batch_for_another_leader_epoch_is_refused() {
+    let mut group = Group::new();
+    group.run(|group| group.leader().is_some());
+    let leader = group.leader().unwrap();
+    let term = group.core(leader).visible().term;
+    for (only_in, is_taken) in [(term, true), (term - 1, false), (term + 1, false)] {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(1, None, Some(b"v"), &[]).unwrap();
+        let batch = builder.build().unwrap();
+        let header = BatchHeader::read(&batch).unwrap();
+        let (acks, only_in) = (Acks::Leader, Some(only_in));
+        let token = group.propose(leader, ProposalBody::Batch { batch, header, acks, only_in });
+        let is_refused =
+            matches!(group.answers.get(&token), Some(Err(BrokerError::NotLeader { .. })));
+        assert_eq!(is_refused, !is_taken, "{only_in:?} in {term}");
     }
 }
 
@@ -445,4 +466,34 @@ fn changes_that_cannot_be_are_refused_and_change_nothing() {
     group.join(4);
     group.change_to(&[1, 2, 4]);
     group.check(&[1, 2, 4]);
+}
+
+#[test]
+fn a_lone_voter_tells_its_learners_nothing_of_a_term_that_is_not_durable() {
+    let disk = SimDisk::new(1);
+    disk.create_dir_all(Path::new("/data/groups")).unwrap();
+    let birth = Birth {
+        group: GROUP,
+        replica: 1,
+        topic_id: "topic".into(),
+        partition: 0,
+        voters: [(1, 1)].into(),
+        learners: [(2, 2)].into(),
+        image: Bytes::new(),
+        preferred: true,
+    };
+    let mut core = Core::create(config(&disk, 1), birth).unwrap();
+    let mut effects = Effects::default();
+    core.begin(&mut effects);
+    while !core.visible().is_leader {
+        core.tick(&mut effects);
+    }
+    (0..10).for_each(|_| core.tick(&mut effects));
+    let told = effects.messages.iter().map(|out| (out.message.to, out.message.term));
+    assert_eq!(told.collect::<Vec<_>>(), [], "its vote for itself may be lost with the power");
+    let persist = effects.persist.take().unwrap();
+    persist.point.sync().unwrap();
+    core.persisted(persist.number, &persist.point, &mut effects);
+    let term = core.visible().term;
+    assert!(effects.messages.iter().any(|out| (out.message.to, out.message.term) == (2, term)));
 }

@@ -231,6 +231,7 @@ impl Core {
             state,
             derived,
             unpersisted: VecDeque::new(),
+            durable_term: hard_state.term,
             saved: hard_state,
             ends: VecDeque::new(),
             committed: commit,

@@ -84,7 +84,10 @@ impl Core {
     ) -> Result<(), BrokerError> {
         let token = proposal.token;
         let (kind, data, acks) = match proposal.body {
-            ProposalBody::Batch { batch, header, acks } => {
+            ProposalBody::Batch { only_in: Some(term), .. } if term != self.raw.raft.term => {
+                return Err(BrokerError::NotLeader { leader: self.leader_node() });
+            }
+            ProposalBody::Batch { batch, header, acks, only_in: _ } => {
                 if self.answer_duplicate(token, &header, acks, draft, effects)? {
                     return Ok(());
                 }

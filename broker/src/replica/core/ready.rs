@@ -67,18 +67,23 @@ impl Core {
         self.report_appended(effects);
 
         let wants_appended = self.waiters.has_quorum_waiters();
-        let leader_messages = ready.take_messages();
-        self.send(leader_messages, wants_appended, effects);
-
+        let mut leader_messages = ready.take_messages();
+        // A leader speaks at once: whoever voted for it knew that its term was durable. One that is the only voter leads before that.
+        // After a power loss it may lead in the same term again, with other entries, and learners must not have heard of these.
+        let is_term_durable = self.durable_term >= self.raw.raft.term;
+        if is_term_durable {
+            self.send(std::mem::take(&mut leader_messages), wants_appended, effects);
+        }
         let number = ready.number();
         let must_sync = ready.must_sync();
-        let (unhurried, messages) = ready
+        let (unhurried, mut messages): (Vec<Message>, Vec<Message>) = ready
             .take_persisted_messages()
             .into_iter()
             .partition(|message| message.get_msg_type() == MessageType::MsgHeartbeatResponse);
         // An answer to a heartbeat promises nothing about the log. Waiting for a slow disk it would cost a healthy leader its
         // majority.
         self.send(unhurried, false, effects);
+        messages.append(&mut leader_messages);
         let committed = ready.take_committed_entries();
         self.raw.advance_append_async(ready);
         if let Some(index) = installed {
@@ -89,7 +94,7 @@ impl Core {
         }
         if must_sync || !self.unpersisted.is_empty() {
             // Messages wait for this Ready *and* those before it: an answer may speak of entries that an earlier one brought.
-            self.unpersisted.push_back(Unpersisted { number, messages });
+            self.unpersisted.push_back(Unpersisted { number, term: self.raw.raft.term, messages });
             let hard_state = self.changed_hard_state();
             let merged = effects.persist.take().and_then(|earlier| earlier.hard_state);
             effects.persist = Some(Persist {
@@ -115,7 +120,12 @@ impl Core {
         })
     }
 
-    fn send(&mut self, messages: Vec<Message>, wants_appended: bool, effects: &mut Effects) {
+    pub(super) fn send(
+        &mut self,
+        messages: Vec<Message>,
+        wants_appended: bool,
+        effects: &mut Effects,
+    ) {
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 // Ours are small and travel as one message. Reporting it as done at once only means that the peer is probed

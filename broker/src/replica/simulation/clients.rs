@@ -141,7 +141,7 @@ impl World {
         let proposal = match self.setting.kind {
             Kind::Partition => {
                 let header = BatchHeader::read(&body).expect("our own batch reads");
-                ProposalBody::Batch { batch: body.clone(), header, acks: asked }
+                ProposalBody::Batch { batch: body.clone(), header, acks: asked, only_in: None }
             }
             Kind::Machine => ProposalBody::Command(body.clone()),
         };
@@ -168,12 +168,17 @@ impl World {
     }
 
     pub(super) fn answered(&mut self, token: u64, answer: Result<Answer, BrokerError>) {
+        if self.proved(token, &answer) {
+            return;
+        }
         let Some(attempt) = self.clients.attempts.remove(&token) else { return };
         let Attempt { at, sequence, body, acks, node } = attempt;
         let id = self.clients.producers[at].id;
         match answer {
             Ok(Answer::Appended(appended)) => {
-                self.oracle.acknowledged(node, (id, sequence), acks, &appended, &body);
+                let running = self.machines[&node].running.as_ref().expect("it answers");
+                let by = (running.core.replica(), &running.view);
+                self.oracle.acknowledged(by, (id, sequence), acks, &appended, &body);
                 if appended.duplicate {
                     self.tally.count("duplicates recognised");
                 }
@@ -249,7 +254,7 @@ impl World {
                 continue;
             }
             let pause = self.random.random_range(10..200);
-            let node = self.random.random_range(1..=self.setting.nodes);
+            let node = self.random.random_range(1..=self.machines.len() as u64);
             let consumer = &mut self.clients.consumers[at];
             consumer.next_at = self.now + pause;
             let Some(running) = &self.machines[&node].running else { continue };

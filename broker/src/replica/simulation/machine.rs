@@ -22,13 +22,13 @@ use crate::replica::checkpoint::SmallFiles;
 use crate::replica::convert;
 use crate::replica::core::{
     Answer, Birth, Core, CoreConfig, Effects, OpenError, Persist, Proposal, ProposalBody,
-    StateMachine,
+    StateMachine, journal_key,
 };
 use crate::replica::engine::PartitionSettings;
 use crate::replica::retention;
 
 pub(super) const GROUP: u64 = 7;
-/// The replica on node N is N + this.
+/// The founding replica on node N is N + this.
 pub(super) const REPLICA_BASE: u64 = 100;
 pub(super) const SLICE_MS: i64 = 10;
 pub(super) const SLICES_PER_TICK: u64 = 5;
@@ -47,6 +47,7 @@ const DATA_DIR: &str = "/data";
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) kind: Kind,
+    /// Nodes with the first replicas, of all that there are.
     pub(super) nodes: u64,
     pub(super) partition: PartitionSettings,
     pub(super) plant: Option<Plant>,
@@ -55,6 +56,10 @@ pub(super) struct Setting {
 pub(super) struct Machine {
     pub(super) node: u64,
     pub(super) disk: SimDisk,
+    /// The replica that belongs here.
+    pub(super) replica: Option<u64>,
+    /// That replica has been in service: its files must be there.
+    pub(super) was_created: bool,
     /// `None` while it is down.
     pub(super) running: Option<Running>,
     /// Slice in which it starts again.
@@ -68,8 +73,8 @@ pub(super) struct Machine {
     pub(super) clock_offset_ms: i64,
     pub(super) inbox: Vec<Packet>,
     pub(super) proposals: Vec<Proposal>,
-    /// Asked to hand its leadership over.
-    pub(super) transfer: bool,
+    /// Asked to hand its leadership over, to this replica or to the most caught-up one.
+    pub(super) transfer: Option<Option<u64>>,
     /// Nodes that do not hear what was sent to them.
     pub(super) unreachable: Vec<u64>,
 }
@@ -99,7 +104,7 @@ pub(super) struct Outcome {
     pub(super) packets: Vec<(u64, Packet)>,
     pub(super) answers: Vec<(u64, Result<Answer, crate::error::BrokerError>)>,
     pub(super) installed: bool,
-    /// Chosen to take the leadership over, and the term in which.
+    /// The node chosen to take the leadership over, and the term in which.
     pub(super) transferee: Option<(u64, u64)>,
     /// The replica or the node has stopped, for this reason.
     pub(super) stopped: Option<String>,
@@ -110,6 +115,8 @@ impl Machine {
         Self {
             node,
             disk: SimDisk::new(seed),
+            replica: None,
+            was_created: false,
             running: None,
             restart_at: 0,
             boots: 0,
@@ -120,7 +127,7 @@ impl Machine {
             clock_offset_ms: 0,
             inbox: Vec::new(),
             proposals: Vec::new(),
-            transfer: false,
+            transfer: None,
             unreachable: Vec::new(),
         }
     }
@@ -176,13 +183,17 @@ impl Machine {
             }
             other => panic!("node {}: {other}", self.node),
         };
-        let core = match Core::open(config(&ledger), saved.get(&GROUP).copied()).map_err(storage)? {
+        let replica = self.replica.expect("a machine that starts has a replica");
+        let key = self.journal_key();
+        let core = match Core::open(config(&ledger), saved.get(&key).copied()).map_err(storage)? {
             Some(core) => core,
             None => {
-                assert_eq!(self.boots, 0, "a replica that was created durably has vanished");
-                Core::create(config(&ledger), birth(self.node, setting)).map_err(storage)?
+                assert!(!self.was_created, "a replica that was created durably has vanished");
+                Core::create(config(&ledger), birth(replica, setting)).map_err(storage)?
             }
         };
+        assert_eq!(core.replica(), replica, "on node {}", self.node);
+        self.was_created = true;
         self.boots += 1;
         self.tick_phase = seed % SLICES_PER_TICK;
         self.inbox.clear();
@@ -197,6 +208,36 @@ impl Machine {
             in_flight: None,
         });
         Ok(())
+    }
+
+    /// The key under which the journal holds what the replica on the disk has promised.
+    fn journal_key(&self) -> u64 {
+        let files = SmallFiles::new(Arc::new(self.disk.clone()), DIR.as_ref());
+        files.load_state().ok().flatten().map_or(GROUP, |state| journal_key(&state))
+    }
+
+    /// Takes away all that is left of the replica; the process does not run.
+    pub(super) fn clear(&mut self) -> Result<(), StorageError> {
+        let key = self.journal_key();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let (mut journal, _) = HardStateJournal::open(Arc::clone(&disk), DATA_DIR.as_ref())?;
+        journal.remove(key)?;
+        journal.sync_point().sync().expect("the journal syncs");
+        if disk.exists(DIR.as_ref()) {
+            disk.remove_dir_all(DIR.as_ref()).expect("a directory is removed");
+            disk.sync_dir("/data/groups".as_ref()).expect("a directory syncs");
+        }
+        Ok(())
+    }
+
+    /// The disk breaks and an empty one takes its place.
+    pub(super) fn lose_disk(&mut self, seed: u64, restart_at: u64) {
+        self.stop(restart_at);
+        self.disk = SimDisk::new(seed);
+        self.replica = None;
+        self.was_created = false;
+        self.full_until = 0;
+        self.restart_at = restart_at;
     }
 
     /// The checkpoints on the disk, by index and term, for whoever looks for what went wrong.
@@ -228,7 +269,7 @@ impl Machine {
         let wall_ms = self.wall_ms(now);
         let running = self.running.as_mut()?;
         let synced = running.in_flight.take_if(|(due, _)| *due <= now);
-        let has_work = begin || ticks || self.transfer || synced.is_some();
+        let has_work = begin || ticks || self.transfer.is_some() || synced.is_some();
         if self.paused_until > now {
             running.in_flight = running.in_flight.take().or(synced);
             return None;
@@ -265,7 +306,9 @@ impl Machine {
             }
         }
         for node in self.unreachable.drain(..) {
-            core.peer_unreachable(node + REPLICA_BASE);
+            let there = core.nodes().iter().filter(|(_, on)| **on == node);
+            let there: Vec<u64> = there.map(|(id, _)| *id).collect();
+            there.into_iter().for_each(|id| core.peer_unreachable(id));
         }
         for packet in self.inbox.drain(..) {
             step(core, packet, &mut effects, &mut outcome);
@@ -290,10 +333,10 @@ impl Machine {
                 self.proposals.push(Proposal { token: 0, body });
             }
         }
-        if std::mem::take(&mut self.transfer) {
+        if let Some(to) = self.transfer.take() {
             let term = core.visible().term;
-            let chosen = core.transfer_leadership(None, &mut effects);
-            outcome.transferee = chosen.map(|replica| (replica - REPLICA_BASE, term));
+            let chosen = core.transfer_leadership(to, &mut effects);
+            outcome.transferee = chosen.and_then(|replica| Some((core.node_of(replica)?, term)));
         }
         if !self.proposals.is_empty() {
             core.propose(std::mem::take(&mut self.proposals), wall_ms, &mut effects);
@@ -315,7 +358,7 @@ impl Machine {
         running.gathered.checkpoints.extend(checkpoints);
         if let Some(persist) = persist {
             if let Some(hard_state) = persist.hard_state
-                && let Err(error) = running.journal.put(&[(GROUP, hard_state)])
+                && let Err(error) = running.journal.put(&[(running.core.journal_key(), hard_state)])
             {
                 // Nothing of this burst may be promised.
                 outcome.stopped =
@@ -325,13 +368,16 @@ impl Machine {
             running.gathered.points.push(persist);
         }
         for outbound in messages {
-            let (to, wants_appended) =
-                (outbound.message.to - REPLICA_BASE, outbound.wants_appended);
+            let Some(to) = running.core.node_of(outbound.message.to) else { continue };
+            let wants_appended = outbound.wants_appended;
             let message = Box::new(convert::to_wire(outbound.message));
-            outcome.packets.push((to, Packet::Raft { message, wants_appended }));
+            let from_node = self.node;
+            outcome.packets.push((to, Packet::Raft { message, from_node, wants_appended }));
         }
         for ack in appended {
-            outcome.packets.push((ack.to_replica - REPLICA_BASE, Packet::Appended(ack)));
+            if let Some(to) = running.core.node_of(ack.to_replica) {
+                outcome.packets.push((to, Packet::Appended(ack)));
+            }
         }
         outcome.answers = answers;
         let reserve = if running.reserve.is_whole() { "whole" } else { "in use" };
@@ -370,7 +416,7 @@ impl Machine {
     pub(super) fn save_hard_state(&mut self) {
         let Some(running) = &mut self.running else { return };
         let state = running.core.hard_state();
-        if running.journal.put(&[(GROUP, state)]).is_ok() {
+        if running.journal.put(&[(running.core.journal_key(), state)]).is_ok() {
             running.journal.sync_point().sync().expect("the journal syncs");
         }
     }
@@ -378,7 +424,8 @@ impl Machine {
 
 fn step(core: &mut Core, packet: Packet, effects: &mut Effects, outcome: &mut Outcome) {
     match packet {
-        Packet::Raft { message, wants_appended } => {
+        Packet::Raft { message, from_node, wants_appended } => {
+            core.hear(message.from, from_node);
             let snapshot = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.clone());
             let first_before = core.reader().first_index();
             let message = convert::from_wire(*message).expect("peers send what is valid");
@@ -392,12 +439,14 @@ fn step(core: &mut Core, packet: Packet, effects: &mut Effects, outcome: &mut Ou
     }
 }
 
-fn birth(node: u64, setting: &Setting) -> Birth {
-    let voters: BTreeMap<u64, u64> =
+fn birth(replica: u64, setting: &Setting) -> Birth {
+    let founders: BTreeMap<u64, u64> =
         (1..=setting.nodes).map(|node| (node + REPLICA_BASE, node)).collect();
+    // One that joins gets its members with a snapshot.
+    let voters = if founders.contains_key(&replica) { founders } else { BTreeMap::new() };
     Birth {
         group: GROUP,
-        replica: node + REPLICA_BASE,
+        replica,
         topic_id: "topic".into(),
         partition: 0,
         voters,
@@ -406,6 +455,6 @@ fn birth(node: u64, setting: &Setting) -> Birth {
             Kind::Partition => Bytes::new(),
             Kind::Machine => Ledger::default().image(),
         },
-        preferred: node == 1,
+        preferred: replica == REPLICA_BASE + 1,
     }
 }

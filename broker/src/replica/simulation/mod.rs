@@ -6,6 +6,7 @@
 mod clients;
 mod ledger;
 mod machine;
+mod members;
 mod network;
 mod oracle;
 mod plan;
@@ -20,13 +21,18 @@ use rand::{Rng, SeedableRng};
 
 use self::clients::Clients;
 use self::machine::{Machine, Outcome, SLICES_PER_TICK, Setting};
+use self::members::Placement;
 use self::network::{Network, Packet};
-use self::oracle::Oracle;
+use self::oracle::{Oracle, is_quorum};
 use self::plan::{Accident, Faults, Kind, Tally};
 use super::engine::PartitionSettings;
 
 /// Slices of a second of simulated time.
 const SLICES_PER_SECOND: u64 = 100;
+/// Machines beyond those with the first replicas.
+const SPARE_MACHINES: u64 = 3;
+/// Ticks between two steps of a membership change.
+const TICKS_PER_STEP: u64 = 4;
 /// Lines of the trace that a failure shows.
 const TRACE_LINES: usize = 80;
 
@@ -39,6 +45,7 @@ pub(super) struct World {
     now: u64,
     next_accident: u64,
     machines: BTreeMap<u64, Machine>,
+    placement: Placement,
     network: Network,
     clients: Clients,
     oracle: Oracle,
@@ -69,17 +76,23 @@ impl World {
             ..PartitionSettings::default()
         };
         let setting = Setting { kind, nodes, partition, plant: faults.plant };
-        let machines = (1..=nodes).map(|node| (node, Machine::new(node, random.random())));
-        let machines: BTreeMap<u64, Machine> = machines.collect();
+        let all = 1..=nodes + SPARE_MACHINES;
+        let machines = all.map(|node| (node, Machine::new(node, random.random())));
+        let mut machines: BTreeMap<u64, Machine> = machines.collect();
+        let placement = Placement::founded(nodes);
+        for (replica, node) in &placement.replicas {
+            machines.get_mut(node).expect("a known node").replica = Some(*replica);
+        }
         let mut world = Self {
             random,
             faults,
             now: 0,
             next_accident: 500,
             machines,
+            placement,
             network: Network::default(),
             clients: Clients::new(),
-            oracle: Oracle::new(usize::try_from(nodes).expect("few nodes")),
+            oracle: Oracle::new(),
             transfer: None,
             healthy: (0, 0),
             last_progress: 0,
@@ -89,7 +102,7 @@ impl World {
             setting,
         };
         world.note(format_args!("{:?} {:?}", world.setting.clone(), faults));
-        for node in world.nodes() {
+        for node in 1..=nodes {
             world.start(node);
         }
         world
@@ -110,7 +123,8 @@ impl World {
         self.settle();
         self.send_last_again();
         self.settle();
-        let cores = self.machines.values().map(|machine| {
+        let members = self.machines.values().filter(|machine| machine.replica.is_some());
+        let cores = members.map(|machine| {
             &machine.running.as_ref().expect("every machine is up after healing").core
         });
         self.oracle.check_end(cores, &mut self.tally);
@@ -149,7 +163,11 @@ impl World {
     }
 
     fn is_level(&self) -> bool {
-        let ends = self.machines.values().map(|machine| {
+        if !self.is_settled() {
+            return false;
+        }
+        let members = self.machines.values().filter(|machine| machine.replica.is_some());
+        let ends = members.map(|machine| {
             let core = &machine.running.as_ref()?.core;
             (core.committed() == core.reader().last_index())
                 .then(|| (core.committed(), core.visible().log_start_offset))
@@ -182,7 +200,11 @@ impl World {
         let leader = self.machines.values().find(|machine| machine.leads()).map(|m| m.node);
         match leader {
             Some(leader) if self.random.random_range(0..2) == 0 => leader,
-            _ => self.random.random_range(1..=self.setting.nodes),
+            _ => {
+                let held = self.machines.values().filter(|machine| machine.replica.is_some());
+                let held: Vec<u64> = held.map(|machine| machine.node).collect();
+                held[self.random.random_range(0..held.len())]
+            }
         }
     }
 
@@ -196,13 +218,20 @@ impl World {
         }
         self.produce();
         self.consume();
-        for node in 1..=self.setting.nodes {
+        if self.now.is_multiple_of(SLICES_PER_TICK) {
+            self.reconcile();
+        }
+        if self.now.is_multiple_of(SLICES_PER_TICK * TICKS_PER_STEP) {
+            self.move_members();
+        }
+        for node in self.nodes() {
             let machine = self.machines.get_mut(&node).expect("a known node");
             if machine.full_until != 0 && machine.full_until <= self.now {
                 machine.full_until = 0;
                 machine.disk.set_capacity(None);
             }
-            if machine.running.is_none() && machine.restart_at <= self.now {
+            let is_due = machine.replica.is_some() && machine.restart_at <= self.now;
+            if machine.running.is_none() && is_due {
                 self.start(node);
             } else {
                 self.burst(node, false);
@@ -231,7 +260,6 @@ impl World {
     fn watch_service(&mut self) {
         let healthy: Vec<u64> =
             self.machines.values().filter(|m| m.is_healthy(self.now)).map(|m| m.node).collect();
-        let majority = self.machines.len() / 2 + 1;
         let open = |a: u64, b: u64| self.network.is_open(a, b) && self.network.is_open(b, a);
         // Those that hear one another: grown from each node in turn, which for five nodes finds one where there is one.
         let mut found = 0;
@@ -242,7 +270,7 @@ impl World {
                     group.push(*other);
                 }
             }
-            if group.len() >= majority {
+            if self.can_decide(&group) {
                 let bits = group.iter().fold(0, |bits, node| bits | 1 << node);
                 found = if bits == self.healthy.1 || found == 0 { bits } else { found };
             }
@@ -255,15 +283,32 @@ impl World {
         assert!(is_served, "nodes {found:b} are healthy, and nothing was committed since {since}");
     }
 
+    /// Whether these nodes have a majority by whatever any running replica takes for the members.
+    fn can_decide(&self, nodes: &[u64]) -> bool {
+        let running = || self.machines.values().filter_map(|machine| machine.running.as_ref());
+        let there: Vec<u64> = nodes
+            .iter()
+            .filter_map(|node| Some(self.machines[node].running.as_ref()?.core.replica()))
+            .collect();
+        let views = running().map(|running| running.view.members());
+        let mut known = views.filter(|members| !members.voters.is_empty()).peekable();
+        known.peek().is_some() && known.all(|members| is_quorum(members, |id| there.contains(&id)))
+    }
+
     /// Lets a machine do what there is to do, and carries out what follows from it.
     fn burst(&mut self, node: u64, begin: bool) {
         let Self { machines, setting, random, tally, oracle, .. } = self;
         let machine = machines.get_mut(&node).expect("a known node");
         let Some(outcome) = machine.burst(self.now, begin, setting, random, tally) else { return };
         let Some(running) = &mut machine.running else { return };
+        if running.view.note_members(running.core.take_changed_members())
+            && running.core.is_leader()
+        {
+            tally.count("joint configurations");
+        }
         let noticed = match running.core.broken() {
             Some(_) => Default::default(),
-            None => oracle.observe(node, &running.core, &mut running.view),
+            None => oracle.observe(&running.core, &mut running.view),
         };
         if setting.kind == Kind::Machine {
             oracle.applied(&running.ledger.0.lock());
@@ -375,10 +420,11 @@ impl World {
             }
             Accident::Transfer => {
                 for machine in self.machines.values_mut() {
-                    machine.transfer = machine.leads();
+                    machine.transfer = machine.leads().then_some(None);
                 }
             }
             Accident::Trim => self.trim(),
+            Accident::Members => self.reassign(),
         }
     }
 
@@ -395,6 +441,9 @@ impl World {
         machine.restart_at = restart_at;
         machine.stop(self.now);
         let lost = machine.disk.crash();
+        if let Some(replica) = machine.replica {
+            self.oracle.power_lost(replica);
+        }
         self.tally.count("power losses");
         if lost > 0 {
             self.tally.count("power losses with lost pages");
@@ -421,10 +470,9 @@ impl World {
         if self.setting.kind == Kind::Machine {
             return;
         }
-        let leader = self.machines.values().find(|machine| machine.leads());
-        let Some(running) = leader.and_then(|machine| machine.running.as_ref()) else { return };
-        let (node, visible) =
-            (running.core.replica() - machine::REPLICA_BASE, running.core.visible());
+        let Some(leader) = self.machines.values().find(|machine| machine.leads()) else { return };
+        let (node, Some(running)) = (leader.node, leader.running.as_ref()) else { return };
+        let visible = running.core.visible();
         let to = self.random.random_range(visible.log_start_offset..=visible.high_watermark);
         let body = super::core::ProposalBody::AdvanceLogStart(to);
         self.machine(node).proposals.push(super::core::Proposal { token: 0, body });

@@ -13,7 +13,7 @@ use super::plan::{Faults, Tally};
 /// A message on its way.
 #[derive(Clone, Debug)]
 pub(super) enum Packet {
-    Raft { message: Box<RaftMessage>, wants_appended: bool },
+    Raft { message: Box<RaftMessage>, from_node: u64, wants_appended: bool },
     Appended(AppendedAck),
 }
 

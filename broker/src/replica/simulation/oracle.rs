@@ -2,8 +2,9 @@
 //!
 //! Owns: the record of everything that was ever appended, committed, acknowledged and read. Never: influences a run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::batch::BatchHeader;
@@ -11,18 +12,20 @@ use highwater_proto::v1::Acks;
 use highwater_storage::StoredEntry;
 
 use super::ledger::Accounts;
+use super::machine::REPLICA_BASE;
 use super::plan::Tally;
 use crate::replica::core::{Appended, Core};
 use crate::replica::envelope::EntryKind;
+use crate::replica::members::Members;
 
 /// An entry that some replica has appended. Log matching: whoever has one with this index and term has this very one.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     fingerprint: u64,
     prev_term: u64,
-    /// Nodes that have ever appended it, and that have ever said it was durable, as bits.
-    appended: u64,
-    synced: u64,
+    /// Replicas that have ever appended it, and that have ever said it was durable, as bits.
+    appended: u128,
+    synced: u128,
 }
 
 /// A committed entry.
@@ -46,11 +49,33 @@ pub(super) struct View {
     /// The term in which it led.
     leads_in: Option<u64>,
     is_new: bool,
+    /// The members of the group as this replica has applied them, and those before if they changed just now.
+    members: Arc<Members>,
+    before: Option<Arc<Members>>,
 }
 
 impl View {
     pub(super) fn new() -> Self {
         Self { is_new: true, ..Self::default() }
+    }
+
+    /// Takes note of other members; true if that is a joint configuration.
+    pub(super) fn note_members(&mut self, changed: Option<Members>) -> bool {
+        self.before = None;
+        let Some(members) = changed else { return false };
+        let is_joint = !members.outgoing.is_empty() && self.members.outgoing.is_empty();
+        self.before = Some(std::mem::replace(&mut self.members, Arc::new(members)));
+        is_joint
+    }
+
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Whether these replicas are enough to decide, by the members that counted at the last look or now.
+    fn is_quorum(&self, holders: u128) -> bool {
+        let enough = |members: &Arc<Members>| is_quorum(members, |id| holders & bit(id) != 0);
+        enough(&self.members) || self.before.as_ref().is_some_and(enough)
     }
 
     fn end(&self) -> u64 {
@@ -71,7 +96,6 @@ pub(super) struct Noticed {
 
 #[derive(Default)]
 pub(super) struct Oracle {
-    voters: usize,
     /// Whether acknowledgements are also held against what the replicas have said before, and not only against what is left
     /// in the end. Off, to show that what users would see is enough to find a bug.
     pub(super) omniscient: bool,
@@ -89,12 +113,8 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    pub(super) fn new(voters: usize) -> Self {
-        Self { voters, omniscient: true, ..Self::default() }
-    }
-
-    fn majority(&self) -> u32 {
-        u32::try_from(self.voters / 2 + 1).expect("few voters")
+    pub(super) fn new() -> Self {
+        Self { omniscient: true, ..Self::default() }
     }
 
     /// The highest index that any replica has committed.
@@ -104,7 +124,7 @@ impl Oracle {
 
     /// Looks at a replica after anything may have changed: log matching, one leader a term, leader completeness; what is
     /// committed was durable on a majority, never changes, and never goes back.
-    pub(super) fn observe(&mut self, node: u64, core: &Core, view: &mut View) -> Noticed {
+    pub(super) fn observe(&mut self, core: &Core, view: &mut View) -> Noticed {
         let visible = core.visible();
         let is_first = view.is_new;
         // Whoever led at the last look may have committed something and stepped down since.
@@ -112,13 +132,13 @@ impl Oracle {
         view.leads_in = visible.is_leader.then_some(visible.term);
         let leads_in = view.leads_in.or(led_in);
         if let Some(by_term) = leads_in {
-            self.observe_dropped(node, core, view, by_term);
+            self.observe_dropped(core, view, by_term);
         }
-        let truncated = self.observe_log(node, core, view);
+        let truncated = self.observe_log(core, view);
         let mut noticed = Noticed { truncated, ..Noticed::default() };
         if visible.is_leader {
-            let leader = *self.leaders.entry(visible.term).or_insert(node);
-            assert_eq!(leader, node, "two leaders in term {}", visible.term);
+            let leader = *self.leaders.entry(visible.term).or_insert(core.replica());
+            assert_eq!(leader, core.replica(), "two leaders in term {}", visible.term);
             if led_in != Some(visible.term) {
                 noticed.elected = Some(visible.term);
                 self.check_completeness(core, visible.term);
@@ -136,27 +156,29 @@ impl Oracle {
     }
 
     /// What a leader has committed, applied, and dropped from the head of its log since the last look.
-    fn observe_dropped(&mut self, node: u64, core: &Core, view: &mut View, by_term: u64) {
+    fn observe_dropped(&mut self, core: &Core, view: &mut View, by_term: u64) {
         let dropped = core.reader().first_index().min(view.end());
         for index in (view.committed + 1).max(view.base)..dropped {
             let term = view.terms[usize::try_from(index - view.base).expect("in the view")];
             if index <= core.durable_index()
                 && let Some(known) = self.entries.get_mut(&(index, term))
             {
-                known.synced |= 1 << node;
+                known.synced |= bit(core.replica());
             }
-            self.learn_commit(core, index, term, by_term);
+            self.learn_commit(core, view, index, term, by_term);
             view.committed = index;
         }
     }
 
     /// Learns what was appended and what became durable; true if a suffix was cut.
-    fn observe_log(&mut self, node: u64, core: &Core, view: &mut View) -> bool {
+    fn observe_log(&mut self, core: &Core, view: &mut View) -> bool {
         let reader = core.reader();
         let (first, last) = (reader.first_index(), reader.last_index());
         let mut truncated = false;
         if view.is_new || first > view.end() {
-            *view = View { base: first, terms: Default::default(), is_new: false, ..*view };
+            view.base = first;
+            view.terms.clear();
+            view.is_new = false;
             view.durable = first - 1;
         }
         while view.base < first {
@@ -176,7 +198,7 @@ impl Oracle {
             let new =
                 reader.entries(next, last + 1, 1 << 20).expect("what was appended is readable");
             for entry in &new {
-                self.learn(node, entry, prev_term);
+                self.learn(core.replica(), entry, prev_term);
                 prev_term = entry.meta.term;
                 view.terms.push_back(prev_term);
             }
@@ -186,27 +208,27 @@ impl Oracle {
         for index in view.durable + 1..=durable {
             let at = usize::try_from(index - view.base).expect("in the view");
             if let Some(known) = self.entries.get_mut(&(index, view.terms[at])) {
-                known.synced |= 1 << node;
+                known.synced |= bit(core.replica());
             }
         }
         view.durable = view.durable.max(durable);
         truncated
     }
 
-    fn learn(&mut self, node: u64, entry: &StoredEntry, prev_term: u64) {
+    fn learn(&mut self, replica: u64, entry: &StoredEntry, prev_term: u64) {
         let (index, term) = (entry.meta.index, entry.meta.term);
         let fingerprint = fingerprint(entry);
         let new = Known { fingerprint, prev_term, appended: 0, synced: 0 };
         let known = self.entries.entry((index, term)).or_insert(new);
         assert_eq!(
             known.fingerprint, fingerprint,
-            "entry {index} of term {term} differs on {node}"
+            "entry {index} of term {term} differs on {replica}"
         );
         assert_eq!(
             known.prev_term, prev_term,
-            "the log before entry {index} of term {term}, {node}"
+            "the log before entry {index} of term {term}, {replica}"
         );
-        known.appended |= 1 << node;
+        known.appended |= bit(replica);
         if entry.meta.kind == EntryKind::Batch as u8 {
             let header = BatchHeader::read(&entry.payload).expect("a stored batch");
             self.batches.insert((entry.base_offset, term), (index, header.crc));
@@ -243,29 +265,37 @@ impl Oracle {
                 "{} commits entry {index} before its leader",
                 core.replica()
             );
-            self.learn_commit(core, index, term, leads_in.unwrap_or(core.visible().term));
+            self.learn_commit(core, view, index, term, leads_in.unwrap_or(core.visible().term));
             progress = true;
         }
         view.committed = committed;
         progress
     }
 
-    fn learn_commit(&mut self, core: &Core, index: u64, term: u64, by_term: u64) {
+    fn learn_commit(&mut self, core: &Core, view: &View, index: u64, term: u64, by_term: u64) {
         let known = self.entries.get(&(index, term)).expect("what is committed was appended");
-        let holders = known.synced.count_ones();
+        let holders = known.synced;
         assert!(
-            holders >= self.majority() || !self.omniscient,
-            "{} commits entry {index}, which is durable on {holders} only",
-            core.replica()
+            view.is_quorum(holders) || !self.omniscient,
+            "{} commits entry {index}, which is durable on {holders:b} only, with {:?}",
+            core.replica(),
+            view.members
         );
         let before = self.committed.insert(index, Committed { term, by_term });
         assert!(before.is_none_or(|before| before.term == term), "{before:?} at {index} before");
     }
 
+    /// A replica lost what it had not synced. What nobody else had appended either was never there: a voter that is alone may lead in
+    /// the same term again, and begin it with another entry.
+    pub(super) fn power_lost(&mut self, replica: u64) {
+        let own = bit(replica);
+        self.entries.retain(|_, known| known.appended != own || known.synced & own != 0);
+    }
+
     /// A batch was acknowledged: it is where the publisher is told, and as durable as it is told.
     pub(super) fn acknowledged(
         &mut self,
-        node: u64,
+        (replica, view): (u64, &View),
         (producer, sequence): (i64, i32),
         acks: Acks,
         appended: &Appended,
@@ -283,10 +313,12 @@ impl Oracle {
         match acks {
             _ if is_committed || !self.omniscient => {}
             Acks::Quorum => {
-                let holders = known.appended.count_ones();
-                assert!(holders >= self.majority(), "{what}: appended on {holders} only");
+                let holders = known.appended;
+                assert!(view.is_quorum(holders), "{what}: appended on {holders:b} only");
             }
-            Acks::Leader => assert!(known.appended & 1 << node != 0, "{what}: not appended"),
+            Acks::Leader => {
+                assert!(known.appended & bit(replica) != 0, "{what}: not appended");
+            }
             _ => panic!("{what}: not committed"),
         }
         if acks == Acks::QuorumFsync {
@@ -403,6 +435,17 @@ impl Oracle {
             }
         }
     }
+}
+
+/// Whether so many voters are a majority, in a joint configuration of both halves.
+pub(super) fn is_quorum(members: &Members, holds: impl Fn(u64) -> bool) -> bool {
+    let majority =
+        |half: &BTreeSet<u64>| half.iter().filter(|id| holds(**id)).count() > half.len() / 2;
+    majority(&members.voters) && (members.outgoing.is_empty() || majority(&members.outgoing))
+}
+
+fn bit(replica: u64) -> u128 {
+    1 << (replica - REPLICA_BASE)
 }
 
 fn fingerprint(entry: &StoredEntry) -> u64 {

@@ -76,9 +76,11 @@ pub(super) enum Accident {
     ClockJump,
     Transfer,
     Trim,
+    /// Other members, or a replica in the place of one whose disk is lost.
+    Members,
 }
 
-const WEIGHTS: [(Accident, u32); 10] = [
+const WEIGHTS: [(Accident, u32); 11] = [
     (Accident::Crash, 20),
     (Accident::CrashAll, 4),
     (Accident::Kill, 12),
@@ -89,6 +91,7 @@ const WEIGHTS: [(Accident, u32); 10] = [
     (Accident::ClockJump, 5),
     (Accident::Transfer, 12),
     (Accident::Trim, 12),
+    (Accident::Members, 24),
 ];
 
 impl Accident {
@@ -124,6 +127,12 @@ pub(super) const EXPECTED: &[(&str, u64)] = &[
     ("truncations of a suffix", 15),
     ("log starts moved", 100),
     ("snapshots installed", 25),
+    ("membership changes begun", 100),
+    ("membership changes finished", 70),
+    ("joint configurations", 70),
+    ("targets given up", 5),
+    ("replicas replaced in place", 5),
+    ("disks lost and replicas replaced", 6),
     ("power losses", 100),
     ("power losses with lost pages", 100),
     ("power losses of all machines", 15),

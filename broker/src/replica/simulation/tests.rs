@@ -6,7 +6,7 @@ use super::World;
 use super::plan::{Faults, Plant, Tally};
 
 /// Seeds of one `cargo test`, and how long each runs; `scripts/simulate` asks for others.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 24;
 const SECONDS: u64 = 60;
 /// Fewer runs than this may happen to miss a kind of fault.
 const RUNS_FOR_RARITY: u64 = 10;

@@ -53,14 +53,17 @@ async fn publish(nodes: &Nodes, leader: usize, live: &mut Live, numbers: std::op
 /// Everything that the node at a place, which must lead, has to read.
 async fn read(nodes: &Nodes, place: usize) -> Vec<v1::FetchedRecord> {
     let (mut records, mut at) = (Vec::new(), crate::harness::start());
-    loop {
-        let page = nodes.clients(place).fetch(TOPIC, 0, at).await.unwrap();
-        records.extend(page.records);
-        if page.next_offset == page.high_watermark {
-            return records;
+    let reading = async {
+        loop {
+            let page = nodes.clients(place).fetch(TOPIC, 0, at).await.unwrap();
+            records.extend(page.records);
+            if page.next_offset == page.high_watermark {
+                return records;
+            }
+            at = v1::position::At::Offset(page.next_offset);
         }
-        at = v1::position::At::Offset(page.next_offset);
-    }
+    };
+    soon("reading to the end", reading).await
 }
 
 /// Checks that the node has every key's last value at its offset, in order, and far less than was published.
@@ -186,7 +189,8 @@ async fn a_wiped_replica_that_is_replaced_gets_the_compacted_segments() {
         node_ids: vec![],
         replace_node_ids: vec![wiped as u64 + 1],
     };
-    nodes.clients(leader).cluster().reassign_partition(request).await.unwrap();
+    let reassigning = async { nodes.clients(leader).cluster().reassign_partition(request).await };
+    soon("the reassignment", reassigning).await.unwrap();
     until("the new replica", || async { nodes.broker(wiped).node().replica(group).is_some() })
         .await;
     publish(&nodes, leader, &mut live, 155..160).await;

@@ -160,3 +160,53 @@ async fn everything_acknowledged_survives_the_kill_of_all_and_a_stop_of_all() {
     assert_eq!(read_all(&client, TOPIC).await, before, "nothing is different");
     assert_kept(&client, &outcomes).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_and_another_leaves_while_coordinator_and_leader_are_killed() {
+    let mut cluster = Processes::start(&[]).await;
+    let client = cluster.client().await;
+    create_topic(&client).await;
+    let mut publisher = Publisher::new(&client);
+    publisher.publish(500).await;
+    cluster.join_another().await;
+    let leaves = cluster.leader(&client, TOPIC, 0).await;
+    let id = leaves as u64 + 1;
+    client.admin().remove_node(id).await.unwrap();
+    for round in 0..4 {
+        let info = client.admin().cluster_info().await;
+        let coordinator = info.ok().and_then(|info| info.metadata_leader);
+        let place = match (round % 2, coordinator) {
+            (0, Some(coordinator)) => usize::try_from(coordinator - 1).unwrap(),
+            _ => cluster.leader(&client, TOPIC, 1).await,
+        };
+        // The one that leaves may have ended by itself, as it should.
+        if place == leaves {
+            continue;
+        }
+        cluster.nodes[place].kill();
+        publisher.publish(200).await;
+        cluster.nodes[place].run();
+        cluster.nodes[place].ready().await;
+        publisher.publish(100).await;
+    }
+    until("the node having left", || async {
+        let info = client.admin().cluster_info().await;
+        info.is_ok_and(|info| info.removed_nodes == [id])
+    })
+    .await;
+    let status = cluster.nodes[leaves].ended().await;
+    assert_eq!(status.code(), Some(2));
+    assert!(cluster.nodes[leaves].logged().contains("was removed from the cluster"));
+    publisher.publish(300).await;
+    let outcomes = publisher.outcomes().await;
+    let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).collect();
+    assert!(failed.is_empty(), "every event is acknowledged in the end: {failed:?}");
+    assert_kept(&client, &outcomes).await;
+    let topic = client.admin().get_topic(TOPIC).await.unwrap();
+    for partition in topic.partitions {
+        assert!(partition.replicas.len() == 3 && !partition.replicas.contains(&id));
+    }
+    // Started once more, it is told so at once and speaks to nobody.
+    cluster.nodes[leaves].run();
+    assert_eq!(cluster.nodes[leaves].ended().await.code(), Some(2));
+}

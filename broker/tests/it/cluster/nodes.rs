@@ -70,6 +70,29 @@ impl Nodes {
         nodes
     }
 
+    /// Adds a node with an empty data directory and the seed list of the others, in which it is not; it joins when it is run. Its
+    /// place.
+    pub(crate) fn prepare_another(&mut self) -> usize {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = self.configs[0].clone();
+        config.node.data_dir = dir.path().to_owned();
+        config.listen.internal = free_address();
+        config.listen.client = free_address();
+        self.brokers.push(None);
+        self.configs.push(config);
+        self.dirs.push(dir);
+        self.brokers.len() - 1
+    }
+
+    /// Adds a node and waits until it serves. It gets the next id.
+    pub(crate) async fn join_another(&mut self) -> usize {
+        let place = self.prepare_another();
+        self.run(place).await;
+        soon("joining", self.broker(place).wait_ready()).await;
+        assert_eq!(self.broker(place).node().id(), place as u64 + 1);
+        place
+    }
+
     /// Starts those that do not run, and waits until all serve.
     pub(crate) async fn run_all(&mut self) {
         for place in 0..self.brokers.len() {

@@ -133,7 +133,8 @@ async fn http_try(address: &str, path: &str) -> Option<String> {
 /// Three nodes of one cluster. The node at place `n` has the id `n + 1`.
 pub(crate) struct Processes {
     pub(crate) nodes: Vec<Process>,
-    _dir: TempDir,
+    dir: TempDir,
+    flags: Vec<String>,
 }
 
 impl Processes {
@@ -147,9 +148,18 @@ impl Processes {
             Process::prepare(dir.path().join(format!("node-{}", place + 1)), seed, &flags)
         };
         let nodes = seeds.iter().enumerate().map(node).collect();
-        let mut processes = Self { nodes, _dir: dir };
+        let mut processes = Self { nodes, dir, flags };
         processes.run_all().await;
         processes
+    }
+
+    /// Another node, which joins the cluster by its seeds and gets the next id.
+    pub(crate) async fn join_another(&mut self) {
+        let dir = self.dir.path().join(format!("node-{}", self.nodes.len() + 1));
+        let mut node = Process::prepare(dir, &free_address(), &self.flags);
+        node.run();
+        node.ready().await;
+        self.nodes.push(node);
     }
 
     /// Starts those that do not run and waits until all serve.
@@ -164,7 +174,7 @@ impl Processes {
         }
     }
 
-    /// A client that knows all three.
+    /// A client that knows all nodes.
     pub(crate) async fn client(&self) -> Client {
         let servers: Vec<&str> = self.nodes.iter().map(|node| &*node.client_address).collect();
         let builder = Client::builder().servers(servers.join(","));

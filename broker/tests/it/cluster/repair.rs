@@ -124,6 +124,51 @@ async fn rot_under_a_leader_is_found_by_the_scrub_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_cannot_be_repaired_is_replaced_once_the_others_are_well() {
+    let mut nodes = Nodes::start(|_| {}).await;
+    let group = create(&nodes, 3).await;
+    let leader = nodes.leader(group).await;
+    publish(&nodes, leader, 6).await;
+    let before = fetch_all(&nodes, leader).await;
+    let victim = (leader + 1) % 3;
+    let other = (leader + 2) % 3;
+    until("the victim being level", || async { nodes.status(victim, group).high_watermark == 6 })
+        .await;
+    let old = nodes.replica(victim, group).replica_id();
+    nodes.stop(victim).await;
+    // What no entry can mend: whose replica this is.
+    rot(&nodes.group_dir(victim, group).join("replica"), 40);
+    nodes.stop(other).await;
+    nodes.run(victim).await;
+    until("the damage being shown, and what its replacement waits for", || async {
+        let request = v1::GetHealthRequest {};
+        let health = nodes.clients(victim).cluster().get_health(request).await;
+        health.is_ok_and(|health| {
+            let problems = health.into_inner().problems.join("\n");
+            let waits = ["are in sync, and 2 are needed", "has no leader"];
+            problems.contains("not possible") && waits.iter().any(|text| problems.contains(text))
+        })
+    })
+    .await;
+    assert!(nodes.broker(victim).node().replica(group).is_none());
+    nodes.run(other).await;
+    until("a new replica that is level", || async {
+        let replica = nodes.broker(victim).node().replica(group);
+        replica.is_some_and(|r| r.replica_id() > old && r.high_watermark() == 6)
+    })
+    .await;
+    until("a healthy cluster", || async {
+        let request = v1::GetHealthRequest {};
+        let health = nodes.clients(victim).cluster().get_health(request).await;
+        health.is_ok_and(|health| health.into_inner().healthy)
+    })
+    .await;
+    nodes.transfer("orders", 0, victim).await;
+    assert_eq!(fetch_all(&nodes, victim).await, before);
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rot_that_nobody_can_mend_is_shown_and_never_served_or_cut() {
     let mut nodes = Nodes::start(|config| config.storage.scrub_bytes_per_s = 0).await;
     let group = create(&nodes, 1).await;

@@ -1,0 +1,269 @@
+//! Properties of the engine under random histories: members that come, go, crash, freeze and answer late, topics that grow.
+//!
+//! The members here behave as the client does: they read what they were told they own, drop what they are told they lost, release
+//! what is wanted back when they get to it, and stop reading when no answer came for a session's time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Group, JoinSpec, Owned, Place};
+
+const SESSION: Duration = Duration::from_secs(10);
+const TOPIC: &str = "orders";
+
+/// A member as it is on its own side.
+#[derive(Default)]
+struct Side {
+    /// What it reads, with epochs.
+    reads: BTreeMap<Place, u64>,
+    wanted_back: BTreeSet<Place>,
+    /// What it has released, with epochs: what it is told of those was said before.
+    released: BTreeMap<Place, u64>,
+    /// What it was told and has not taken in yet.
+    inbox: VecDeque<Vec<(Owned, bool)>>,
+    /// When it stops by itself.
+    lease_ends: Duration,
+    is_frozen: bool,
+}
+
+struct World {
+    now: Duration,
+    group: Group,
+    sides: BTreeMap<String, Side>,
+    partitions: u32,
+}
+
+impl World {
+    fn new() -> Self {
+        let (now, group) = (Duration::ZERO, Group::new(0));
+        Self { now, group, sides: BTreeMap::new(), partitions: 7 }
+    }
+
+    /// Tells members what followed.
+    fn settle(&mut self) {
+        let effects = self.group.take_effects();
+        for (id, _) in effects.gone {
+            // It may not hear of it: its lease must do.
+            if let Some(side) = self.sides.get_mut(&id) {
+                side.inbox.clear();
+            }
+        }
+        for id in effects.tell {
+            let owned = self.group.owned_by(&id).map(|(place, owner)| {
+                let (topic, partition) = place.clone();
+                (Owned { topic, partition, epoch: owner.epoch }, owner.is_wanted_back)
+            });
+            let owned = owned.collect();
+            if let Some(side) = self.sides.get_mut(&id) {
+                side.inbox.push_back(owned);
+            }
+        }
+        let partitions = self.partitions;
+        self.group.set_topics(|topic| (topic == TOPIC).then_some(partitions));
+        let again = self.group.effects.clone();
+        if again != super::Effects::default() {
+            self.settle();
+        }
+    }
+
+    fn join(&mut self, id: &str) {
+        let spec = JoinSpec {
+            member_id: id.to_owned(),
+            static_id: String::new(),
+            client_id: String::new(),
+            topics: BTreeSet::from([TOPIC.to_owned()]),
+            session_timeout: SESSION,
+            progress_timeout: Duration::from_secs(1_000_000),
+        };
+        let side = self.sides.entry(id.to_owned()).or_default();
+        side.is_frozen = false;
+        // Whatever an earlier stream said is lost with it.
+        side.inbox.clear();
+        if side.lease_ends <= self.now {
+            side.reads.clear();
+            side.wanted_back.clear();
+        }
+        side.lease_ends = self.now + SESSION;
+        self.group.join(self.now, spec);
+        self.settle();
+    }
+
+    fn heartbeat(&mut self, id: &str) {
+        let Some(side) = self.sides.get_mut(id) else { return };
+        if side.is_frozen || side.lease_ends <= self.now {
+            return;
+        }
+        if self.group.heard(self.now, id, true, Duration::ZERO) {
+            side.lease_ends = self.now + SESSION;
+        }
+    }
+
+    /// A member takes in the next thing it was told.
+    fn listen(&mut self, id: &str) {
+        let Some(side) = self.sides.get_mut(id) else { return };
+        if side.is_frozen || side.lease_ends <= self.now {
+            return;
+        }
+        if let Some(owned) = side.inbox.pop_front() {
+            let place = |owned: &Owned| (owned.topic.clone(), owned.partition);
+            let is_news = |(it, _): &&(Owned, bool)| {
+                side.released.get(&place(it)).is_none_or(|released| it.epoch > *released)
+            };
+            let owned: Vec<(Owned, bool)> = owned.iter().filter(is_news).cloned().collect();
+            side.wanted_back =
+                owned.iter().filter(|(_, wanted)| *wanted).map(|(it, _)| place(it)).collect();
+            side.reads = owned.iter().map(|(it, _)| (place(it), it.epoch)).collect();
+        }
+    }
+
+    /// A member releases one partition that is wanted back, and reads it no more.
+    fn release(&mut self, id: &str) {
+        let Some(side) = self.sides.get_mut(id) else { return };
+        if side.is_frozen || side.lease_ends <= self.now {
+            return;
+        }
+        let Some(place) = side.wanted_back.pop_first() else { return };
+        let Some(epoch) = side.reads.remove(&place) else { return };
+        side.released.insert(place.clone(), epoch);
+        let owned = Owned { topic: place.0, partition: place.1, epoch };
+        self.group.release(id, &[owned]);
+        self.settle();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.group.tick(self.now);
+        self.settle();
+    }
+
+    /// At no time do two members read the same partition.
+    fn check(&self) {
+        let mut readers: BTreeMap<&Place, &str> = BTreeMap::new();
+        for (id, side) in &self.sides {
+            if side.is_frozen || side.lease_ends <= self.now {
+                continue;
+            }
+            for place in side.reads.keys() {
+                let other = readers.insert(place, id);
+                assert!(other.is_none(), "{place:?} is read by {id} and {other:?}");
+            }
+        }
+        for (place, owner) in &self.group.owners {
+            assert!(self.group.members.contains_key(&owner.member_id), "{place:?}: {owner:?}");
+        }
+    }
+
+    /// Lets everybody alive do what there is to do, until nothing changes.
+    fn calm_down(&mut self) {
+        let ids: Vec<String> = self.sides.keys().cloned().collect();
+        self.quiet(&ids);
+        // Long enough for those to be gone who do nothing any more.
+        for _ in 0..3 {
+            self.pass(SESSION / 2);
+            for id in &ids {
+                self.heartbeat(id);
+            }
+        }
+        self.quiet(&ids);
+    }
+
+    fn quiet(&mut self, ids: &[String]) {
+        let has_work = |side: &Side| !side.inbox.is_empty() || !side.wanted_back.is_empty();
+        let now = self.now;
+        let is_awake = |side: &Side| !side.is_frozen && side.lease_ends > now;
+        while self.sides.values().any(|side| is_awake(side) && has_work(side)) {
+            for id in ids {
+                self.heartbeat(id);
+                self.listen(id);
+                self.release(id);
+            }
+            self.check();
+        }
+    }
+
+    fn step(&mut self, action: u8, who: u8, amount: u8) {
+        let id = format!("m{}", who % 5);
+        match action % 9 {
+            0 => self.join(&id),
+            1 => {
+                if self.sides.remove(&id).is_some() {
+                    self.group.leave(&id);
+                    self.settle();
+                }
+            }
+            // It crashes: it does nothing any more, and may come back as the same.
+            2 => self.sides.entry(id).or_default().is_frozen = true,
+            3 => self.heartbeat(&id),
+            4 | 5 => self.listen(&id),
+            6 => self.release(&id),
+            7 => self.pass(Duration::from_millis(u64::from(amount) * 20)),
+            _ => {
+                self.partitions = (self.partitions + u32::from(amount % 3)).min(40);
+                self.settle();
+            }
+        }
+        self.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn never_two_readers_and_in_the_end_everything_is_owned_and_balanced(
+        steps in prop::collection::vec((any::<u8>(), any::<u8>(), any::<u8>()), 1..200),
+    ) {
+        let mut world = World::new();
+        for (action, who, amount) in steps {
+            world.step(action, who, amount);
+        }
+        world.calm_down();
+        let group = &world.group;
+        if group.members.is_empty() {
+            prop_assert!(group.owners.is_empty());
+            return Ok(());
+        }
+        prop_assert_eq!(group.owners.len(), world.partitions as usize);
+        prop_assert!(group.is_stable());
+        let counts = group.members.keys().map(|id| group.owned_by(id).count());
+        let (least, most) = (counts.clone().min().unwrap(), counts.max().unwrap());
+        prop_assert!(most - least <= 1, "{} to {}", least, most);
+        for (id, side) in world.sides.iter().filter(|(id, _)| group.members.contains_key(*id)) {
+            let owned: BTreeMap<Place, u64> =
+                group.owned_by(id).map(|(place, owner)| (place.clone(), owner.epoch)).collect();
+            prop_assert_eq!(&side.reads, &owned);
+        }
+    }
+
+    #[test]
+    fn one_member_more_or_less_moves_no_more_than_its_share(
+        members in 1_usize..12, partitions in 0_u32..100,
+    ) {
+        let mut world = World { partitions, ..World::new() };
+        for member in 0..members {
+            world.join(&format!("m{member:02}"));
+        }
+        world.calm_down();
+        let owners = |world: &World| -> BTreeMap<Place, String> {
+            let owners = world.group.owners.iter();
+            owners.map(|(place, owner)| (place.clone(), owner.member_id.clone())).collect()
+        };
+        let before = owners(&world);
+        world.join("newcomer");
+        world.calm_down();
+        let with = owners(&world);
+        let moved = before.iter().filter(|(place, owner)| with[*place] != **owner);
+        let share = partitions as usize / (members + 1);
+        prop_assert_eq!(moved.clone().count(), share);
+        prop_assert!(moved.clone().all(|(place, _)| with[place] == "newcomer"));
+        world.sides.remove("newcomer");
+        world.group.leave("newcomer");
+        world.settle();
+        world.calm_down();
+        let after = owners(&world);
+        let moved = with.iter().filter(|(place, owner)| after[*place] != **owner).count();
+        prop_assert_eq!(moved, share);
+    }
+}

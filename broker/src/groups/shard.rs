@@ -1,0 +1,642 @@
+//! The coordinator of the groups of one partition of the offsets topic, for as long as this node leads it in one leader epoch.
+//!
+//! Owns: one task. It reads the partition, takes what is asked in bursts, writes what follows as one batch, and says it when that
+//! is on the disks of a majority; the next burst gathers meanwhile. Never: survives a doubt. Whatever goes wrong with a write ends the task
+//! with everything it knows: the next coordinator, here or elsewhere, reads the log.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use highwater_proto::batch::{BatchBuilder, BatchView, Compression};
+use tokio::sync::{mpsc, oneshot};
+
+use super::coordinator::Surroundings;
+use super::engine::{Gone, Group, JoinSpec, Owned, Place};
+use super::offsets::{NewOffset, Progress};
+use super::options::{GROUP_BYTES_MAX, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX};
+use super::records::{self, Read, Written};
+use super::state::{GroupState, Message, Outcome};
+use crate::error::BrokerError;
+use crate::metrics::GroupGauges;
+use crate::replica::PartitionHandle;
+
+/// Things asked of a coordinator that wait; whoever asks more waits too.
+pub(super) const COMMANDS_MAX: usize = 1_024;
+/// Things taken in one turn.
+const BURST_MAX: usize = 256;
+/// Bytes of one batch, about.
+const BATCH_BYTES: usize = 512 << 10;
+/// Bytes read at once while loading.
+const LOAD_BYTES: u64 = 1 << 20;
+/// How often a coordinator looks whether it still leads, and whether topics have changed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often it looks for groups whose progress has been kept long enough.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What is said to a member.
+#[derive(Debug)]
+pub(crate) enum ToMember {
+    /// Everything it owns.
+    Assignment { epoch: u64, partitions: Vec<Assigned> },
+    /// The outcome of a commit: what was fenced, or why nothing was stored.
+    Committed { request_id: u64, outcome: Result<Vec<Owned>, BrokerError> },
+    /// The answer to a heartbeat.
+    Heartbeat { sequence: u64 },
+    /// It is no member any more. Nothing follows.
+    Gone(Gone),
+}
+
+/// A partition that a member owns.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    pub(crate) owned: Owned,
+    pub(crate) committed: Option<i64>,
+    pub(crate) is_wanted_back: bool,
+}
+
+/// What a member does with a partition, in its own words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Activity(pub(crate) i32);
+
+/// What a member says of one partition.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) place: Place,
+    pub(crate) activity: Activity,
+}
+
+/// A sign of life.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    pub(crate) sequence: u64,
+    pub(crate) has_progressed: bool,
+    pub(crate) extend: Duration,
+    pub(crate) reports: Vec<Report>,
+}
+
+/// How a group stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Empty,
+    Rebalancing,
+    Stable,
+}
+
+/// A group in a list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) group: String,
+    pub(crate) standing: Standing,
+    pub(crate) members: usize,
+}
+
+/// A group, described.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) standing: Standing,
+    pub(crate) epoch: u64,
+    pub(crate) members: Vec<DescribedMember>,
+    pub(crate) partitions: Vec<DescribedPartition>,
+}
+
+/// A member, described.
+#[derive(Debug)]
+pub(crate) struct DescribedMember {
+    pub(crate) member_id: String,
+    pub(crate) static_id: String,
+    pub(crate) client_id: String,
+    pub(crate) is_connected: bool,
+    pub(crate) topics: Vec<String>,
+    pub(crate) partitions: usize,
+    pub(crate) session_ends_in: Duration,
+    pub(crate) progress_due_in: Duration,
+}
+
+/// A partition of a group, described.
+#[derive(Debug)]
+pub(crate) struct DescribedPartition {
+    pub(crate) place: Place,
+    /// Empty while nobody owns it.
+    pub(crate) member_id: String,
+    pub(crate) epoch: u64,
+    pub(crate) is_moving: bool,
+    pub(crate) activity: Activity,
+    pub(crate) progress: Option<Progress>,
+}
+
+impl DescribedPartition {
+    pub(super) fn nobodys(place: Place) -> Self {
+        Self {
+            place,
+            member_id: String::new(),
+            epoch: 0,
+            is_moving: false,
+            activity: Activity::default(),
+            progress: None,
+        }
+    }
+}
+
+/// A member's stream, as its coordinator knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) group: String,
+    pub(crate) member_id: String,
+    pub(super) session: u64,
+}
+
+/// Where the answer to a call goes. Dropped unanswered, the call did not take place, or nobody knows.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, BrokerError>>;
+
+/// What is asked of a coordinator.
+#[derive(Debug)]
+pub(super) enum Command {
+    Join { ticket: Ticket, spec: JoinSpec, outbox: mpsc::Sender<ToMember>, answer: Answer<()> },
+    Heartbeat(Ticket, Heartbeat),
+    Release(Ticket, Vec<Owned>),
+    Commit { ticket: Ticket, request_id: u64, offsets: Vec<(Owned, i64, String)> },
+    Leave(Ticket),
+    Disconnected(Ticket),
+    CommitUnowned { group: String, offsets: Vec<NewOffset>, answer: Answer<()> },
+    Reset { group: String, offsets: Vec<NewOffset>, dry_run: bool, answer: Answer<()> },
+    Fetch { group: String, answer: Answer<Vec<(Place, Progress)>> },
+    Describe { group: String, answer: Answer<Described> },
+    Delete { group: String, answer: Answer<()> },
+    List { answer: Answer<Vec<Listed>> },
+}
+
+/// An answer that waits for its turn's records to be committed.
+type Saying = Box<dyn FnOnce() + Send>;
+
+/// See the module.
+pub(super) struct Shard {
+    surroundings: Surroundings,
+    handle: PartitionHandle,
+    /// The leader epoch in which the log was read. In another one it may say something else.
+    leader_epoch: u64,
+    groups: HashMap<String, GroupState>,
+    outcome: Outcome,
+    sayings: Vec<Saying>,
+    view_version: u64,
+    expires_at: Duration,
+    gauges: GroupGauges,
+}
+
+impl Shard {
+    pub(super) fn new(
+        surroundings: Surroundings,
+        handle: PartitionHandle,
+        leader_epoch: u64,
+    ) -> Self {
+        Self {
+            gauges: surroundings.metrics.group_gauges(),
+            surroundings,
+            handle,
+            leader_epoch,
+            groups: HashMap::new(),
+            outcome: Outcome::default(),
+            sayings: Vec::new(),
+            view_version: 0,
+            expires_at: Duration::ZERO,
+        }
+    }
+
+    /// Runs until the node does not lead the partition in this leader epoch any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        if let Err(error) = self.load().await {
+            tracing::info!(%error, "a coordinator of consumer groups could not begin");
+            return;
+        }
+        let mut burst = Vec::with_capacity(BURST_MAX);
+        let grace = self.surroundings.options.takeover_grace;
+        while self.leads() {
+            let wait = self.until_due();
+            let asleep_since = self.now();
+            let asked = commands.recv_many(&mut burst, BURST_MAX);
+            // Time has passed, or something was asked: both are a turn. Unless nobody can ask any more.
+            if let Ok(0) = tokio::time::timeout(wait, asked).await {
+                return;
+            }
+            if *self.surroundings.node.watch_stopping().borrow() {
+                return;
+            }
+            if self.now().saturating_sub(asleep_since) > wait + grace {
+                // The process was stopped for a while: somebody else may coordinate by now, and what is said here would prolong
+                // members' lives beyond what he knows.
+                tracing::info!("a coordinator of consumer groups begins anew after a pause");
+                return;
+            }
+            for command in burst.drain(..) {
+                self.take(command);
+            }
+            self.pass_time();
+            if let Err(error) = self.flush().await {
+                tracing::info!(%error, "a coordinator of consumer groups ends");
+                return;
+            }
+            self.count();
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.handle.is_leader() && self.handle.leader_epoch() == self.leader_epoch
+    }
+
+    fn now(&self) -> Duration {
+        self.surroundings.clock.monotonic()
+    }
+
+    fn until_due(&self) -> Duration {
+        let due = self.groups.values().filter_map(|state| state.group.next_deadline()).min();
+        let wait = due.map_or(LOOK_INTERVAL, |due| due.saturating_sub(self.now()));
+        // A timer may fire a little early; a turn for nothing each millisecond is cheaper than a late one.
+        wait.clamp(Duration::from_millis(1), LOOK_INTERVAL)
+    }
+
+    /// Reads everything that was committed before this leader epoch: a record of its own marks the end of that.
+    async fn load(&mut self) -> Result<(), BrokerError> {
+        let end = self.write(vec![records::beginning()]).await?;
+        let mut values = HashMap::new();
+        let mut from = self.handle.log_start_offset();
+        while from < end {
+            self.handle.wait_readable(from).await?;
+            let stored = self.handle.read(from, LOAD_BYTES)?;
+            if stored.entries.is_empty() && stored.next_offset <= from {
+                break;
+            }
+            for entry in stored.entries {
+                let unreadable = |error: highwater_proto::batch::BatchError| {
+                    BrokerError::Internal(format!("a batch of the offsets topic: {error}"))
+                };
+                let batch = BatchView::parse(entry.payload).map_err(unreadable)?;
+                for record in batch.records().map_err(unreadable)? {
+                    match records::read(&record.map_err(unreadable)?) {
+                        Read::Group(name, Some(value)) => _ = values.insert(name, value),
+                        Read::Group(name, None) => _ = values.remove(&name),
+                        Read::Offset(name, place, Some(progress)) => {
+                            self.groups.entry(name).or_default().offsets.set(place, progress);
+                        }
+                        Read::Offset(name, place, None) => {
+                            self.groups.entry(name).or_default().offsets.remove(&place);
+                        }
+                        Read::Other => {}
+                    }
+                }
+            }
+            from = stored.next_offset;
+            // Other tasks of the node want to run too.
+            tokio::task::yield_now().await;
+        }
+        // What was committed after our mark, was committed by us: nothing.
+        self.groups.retain(|name, state| values.contains_key(name) || !state.offsets.is_empty());
+        // The old coordinator may have heard from members a little longer than the new one knows.
+        let now = self.now() + self.surroundings.options.takeover_grace;
+        for (name, value) in values {
+            let state = self.groups.entry(name).or_default();
+            state.emptied_at_ms = value.emptied_at_ms;
+            state.group = records::restore(now, value);
+        }
+        tracing::info!(groups = self.groups.len(), "coordinating consumer groups");
+        Ok(())
+    }
+
+    /// Writes records; answers with the offset behind them once they are committed.
+    async fn write(&mut self, records: Vec<Written>) -> Result<u64, BrokerError> {
+        let invalid = |error: highwater_proto::batch::BatchError| BrokerError::InvalidBatch(error);
+        let timestamp_ms = self.surroundings.clock.wall_ms();
+        let mut tickets = Vec::new();
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut builder = BatchBuilder::new(Compression::None);
+            let mut bytes = 0;
+            while bytes < BATCH_BYTES
+                && let Some((key, value)) = records.next()
+            {
+                bytes += key.len() + value.as_ref().map_or(0, bytes::Bytes::len);
+                builder.push(timestamp_ms, Some(&key), value.as_deref(), &[]).map_err(invalid)?;
+            }
+            let batch = builder.build().map_err(invalid)?;
+            let header = *BatchView::parse(batch.clone()).map_err(invalid)?.header();
+            tickets.push((self.handle.append_in_epoch(batch, &header, self.leader_epoch)?, header));
+        }
+        let mut end = 0;
+        for (ticket, header) in tickets {
+            let appended = ticket.await?;
+            end = appended.base_offset + u64::from(header.offset_span());
+        }
+        Ok(end)
+    }
+
+    /// Stores what this turn brought, then says it.
+    async fn flush(&mut self) -> Result<(), BrokerError> {
+        let Outcome { records, messages, moved } = std::mem::take(&mut self.outcome);
+        let sayings = std::mem::take(&mut self.sayings);
+        if !records.is_empty() {
+            self.write(records).await?;
+        }
+        if moved {
+            self.surroundings.metrics.group_rebalanced();
+        }
+        for Message { outbox, body, to } in messages {
+            // A stream that takes nothing any more has ended, or is ended by this: its member comes back with another.
+            if outbox.try_send(body).is_err()
+                && let Some(state) = self.groups.get_mut(&to.group)
+            {
+                state.disconnected(&to.member_id, to.session);
+            }
+        }
+        for say in sayings {
+            say();
+        }
+        Ok(())
+    }
+
+    /// Shows how many groups and members there are.
+    fn count(&mut self) {
+        let members: usize = self.groups.values().map(|state| state.group.members.len()).sum();
+        self.gauges.set(self.groups.len(), members);
+    }
+
+    /// What time and the cluster's topics bring.
+    fn pass_time(&mut self) {
+        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
+        let view = self.surroundings.node.view();
+        let knows_topics = self.surroundings.node.is_caught_up();
+        let topics_changed = view.version != self.view_version && knows_topics;
+        if topics_changed {
+            self.view_version = view.version;
+        }
+        let expires = now >= self.expires_at;
+        if expires {
+            self.expires_at = now + EXPIRY_INTERVAL;
+        }
+        let retention_ms = self.surroundings.options.offsets_retention_ms;
+        let mut over = Vec::new();
+        for (name, state) in &mut self.groups {
+            if topics_changed {
+                state.group.set_topics(|topic| partitions_of(&view, topic));
+                let id_of = |topic: &str| view.topics.get(topic).map(|topic| topic.id.clone());
+                for place in state.offsets.forget_deleted(id_of) {
+                    self.outcome.records.push(records::offset(name, &place, None));
+                }
+            }
+            state.group.tick(now);
+            state.settle(name, wall_ms, &mut self.outcome);
+            if expires && state.is_over(wall_ms, retention_ms) {
+                state.erase(name, &mut self.outcome);
+                over.push(name.clone());
+            }
+        }
+        for name in over {
+            self.groups.remove(&name);
+        }
+    }
+
+    /// Answers when this turn's records are committed.
+    fn answer<T: Send + 'static>(&mut self, answer: Answer<T>, value: Result<T, BrokerError>) {
+        // Nobody may be waiting any more.
+        self.sayings.push(Box::new(move || _ = answer.send(value)));
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Join { ticket, spec, outbox, answer } => {
+                let joined = self.join(&ticket, spec, outbox);
+                self.answer(answer, joined);
+            }
+            Command::Heartbeat(ticket, heartbeat) => self.heartbeat(&ticket, heartbeat),
+            Command::Release(ticket, partitions) => self.with_member(&ticket, |state, id| {
+                state.group.release(id, &partitions);
+            }),
+            Command::Commit { ticket, request_id, offsets } => {
+                self.commit(&ticket, request_id, offsets);
+            }
+            Command::Leave(ticket) => self.with_member(&ticket, |state, id| state.group.leave(id)),
+            Command::Disconnected(ticket) => {
+                if let Some(state) = self.groups.get_mut(&ticket.group) {
+                    state.disconnected(&ticket.member_id, ticket.session);
+                }
+            }
+            Command::CommitUnowned { group, offsets, answer } => {
+                let done = self.store_unowned(&group, offsets, GroupState::advance);
+                self.answer(answer, done);
+            }
+            Command::Reset { group, offsets, dry_run, answer } => {
+                let done = match dry_run {
+                    true => self.check_unowned(&group, &offsets),
+                    false => self.store_unowned(&group, offsets, GroupState::reset),
+                };
+                self.answer(answer, done);
+            }
+            Command::Fetch { group, answer } => {
+                let progress = self.groups.get(&group).map(|state| {
+                    state.offsets.iter().map(|(place, it)| (place.clone(), it.clone())).collect()
+                });
+                self.answer(answer, Ok(progress.unwrap_or_default()));
+            }
+            Command::Describe { group, answer } => {
+                let now = self.now();
+                let found = self.groups.get(&group).map(|state| state.describe(now));
+                self.answer(answer, found.ok_or(BrokerError::UnknownGroup { group }));
+            }
+            Command::Delete { group, answer } => {
+                let deleted = self.delete(group);
+                self.answer(answer, deleted);
+            }
+            Command::List { answer } => {
+                let listed = self.groups.iter().map(|(group, state)| Listed {
+                    group: group.clone(),
+                    standing: state.standing(),
+                    members: state.group.members.len(),
+                });
+                let listed = listed.collect();
+                self.answer(answer, Ok(listed));
+            }
+        }
+    }
+
+    /// The group of this name; made if there is room for one.
+    fn group(&mut self, name: &str) -> Result<&mut GroupState, BrokerError> {
+        let groups_max = self.surroundings.options.groups_max;
+        if !self.groups.contains_key(name) && self.groups.len() >= groups_max {
+            let limit = groups_max.to_string();
+            return Err(BrokerError::Overloaded { what: "groups of one coordinator", limit });
+        }
+        // Each record of a group made it grow by one at the most: no earlier group of this name came so far.
+        let epoch = self.handle.high_watermark() + self.outcome.records.len() as u64;
+        let new = || GroupState::new(Group::new(epoch));
+        Ok(self.groups.entry(name.to_owned()).or_insert_with(new))
+    }
+
+    fn join(
+        &mut self,
+        ticket: &Ticket,
+        spec: JoinSpec,
+        outbox: mpsc::Sender<ToMember>,
+    ) -> Result<(), BrokerError> {
+        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
+        let view = self.surroundings.node.view();
+        let members_max = self.surroundings.options.members_max;
+        let state = self.group(&ticket.group)?;
+        let members = &state.group.members;
+        if !members.contains_key(&spec.member_id) && members.len() >= members_max {
+            let limit = members_max.to_string();
+            return Err(BrokerError::Overloaded { what: "members of one group", limit });
+        }
+        // What it would grow to is tried on a copy: a group that cannot be stored must not come to be.
+        let mut grown = state.group.clone();
+        grown.join(now, spec.clone());
+        grown.set_topics(|topic| partitions_of(&view, topic));
+        if records::group_bytes(&grown) > GROUP_BYTES_MAX {
+            let limit = format!("{GROUP_BYTES_MAX} bytes of members and partitions");
+            return Err(BrokerError::Overloaded { what: "the group", limit });
+        }
+        let mut outcome = std::mem::take(&mut self.outcome);
+        let state = self.group(&ticket.group)?;
+        state.join(now, spec, ticket, outbox, &mut outcome);
+        state.group.set_topics(|topic| partitions_of(&view, topic));
+        state.settle(&ticket.group, wall_ms, &mut outcome);
+        self.outcome = outcome;
+        Ok(())
+    }
+
+    /// Does something for a member whose stream this is, and settles what follows.
+    fn with_member(&mut self, ticket: &Ticket, act: impl FnOnce(&mut GroupState, &str)) {
+        let wall_ms = self.surroundings.clock.wall_ms();
+        let Some(state) = self.groups.get_mut(&ticket.group) else { return };
+        if state.is_current(&ticket.member_id, ticket.session) {
+            act(state, &ticket.member_id);
+            state.settle(&ticket.group, wall_ms, &mut self.outcome);
+        }
+    }
+
+    fn heartbeat(&mut self, ticket: &Ticket, heartbeat: Heartbeat) {
+        let now = self.now();
+        let Some(state) = self.groups.get_mut(&ticket.group) else { return };
+        if !state.is_current(&ticket.member_id, ticket.session) {
+            return;
+        }
+        let Heartbeat { sequence, has_progressed, extend, reports } = heartbeat;
+        state.group.heard(now, &ticket.member_id, has_progressed, extend.min(PROGRESS_TIMEOUT_MAX));
+        for Report { place, activity } in reports {
+            state.report(&ticket.member_id, place, activity);
+        }
+        state.say(&ticket.member_id, ToMember::Heartbeat { sequence }, &mut self.outcome);
+    }
+
+    fn commit(&mut self, ticket: &Ticket, request_id: u64, offsets: Vec<(Owned, i64, String)>) {
+        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
+        let view = self.surroundings.node.view();
+        let Some(state) = self.groups.get_mut(&ticket.group) else { return };
+        if !state.is_current(&ticket.member_id, ticket.session) {
+            return;
+        }
+        state.group.heard(now, &ticket.member_id, true, Duration::ZERO);
+        let mut fenced = Vec::new();
+        let wrong =
+            offsets.iter().find_map(|(_, offset, metadata)| check_offset(*offset, metadata));
+        if let Some(error) = wrong {
+            let body = ToMember::Committed { request_id, outcome: Err(error) };
+            return state.say(&ticket.member_id, body, &mut self.outcome);
+        }
+        for (owned, offset, metadata) in offsets {
+            let topic = view.topics.get(&owned.topic);
+            let (true, Some(topic)) = (state.owns(&ticket.member_id, &owned), topic) else {
+                fenced.push(owned);
+                continue;
+            };
+            let topic_id = topic.id.clone();
+            let progress = Progress { offset, topic_id, metadata, committed_at_ms: wall_ms };
+            let place = (owned.topic, owned.partition);
+            state.advance(&ticket.group, place, progress, &mut self.outcome);
+        }
+        self.surroundings.metrics.group_committed();
+        let body = ToMember::Committed { request_id, outcome: Ok(fenced) };
+        state.say(&ticket.member_id, body, &mut self.outcome);
+    }
+
+    /// Whether progress may be stored by somebody who is no member: only where there are none.
+    fn check_unowned(&self, group: &str, offsets: &[NewOffset]) -> Result<(), BrokerError> {
+        let members = self.groups.get(group).map_or(0, |state| state.group.members.len());
+        if members > 0 {
+            return Err(BrokerError::GroupNotEmpty { group: group.to_owned(), members });
+        }
+        let view = self.surroundings.node.view();
+        for new in offsets {
+            let Some(topic) = view.topics.get(&new.topic) else {
+                return Err(self.surroundings.node.unknown_topic(&new.topic));
+            };
+            let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+            if new.partition >= partitions {
+                let (topic, partition) = (new.topic.clone(), new.partition);
+                return Err(BrokerError::UnknownPartition { topic, partition, partitions });
+            }
+            if let Some(error) = check_offset(new.offset, &new.metadata) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_unowned(
+        &mut self,
+        group: &str,
+        offsets: Vec<NewOffset>,
+        store: fn(&mut GroupState, &str, Place, Progress, &mut Outcome),
+    ) -> Result<(), BrokerError> {
+        self.check_unowned(group, &offsets)?;
+        let wall_ms = self.surroundings.clock.wall_ms();
+        let view = self.surroundings.node.view();
+        self.group(group)?;
+        let mut outcome = std::mem::take(&mut self.outcome);
+        let state = self.groups.entry(group.to_owned()).or_default();
+        // How long progress is kept counts from now on.
+        state.emptied_at_ms = wall_ms;
+        outcome.records.push(records::group(group, &state.group, wall_ms));
+        for NewOffset { topic, partition, offset, metadata } in offsets {
+            let topic_id = view.topics.get(&topic).map(|it| it.id.clone()).unwrap_or_default();
+            let progress = Progress { offset, topic_id, metadata, committed_at_ms: wall_ms };
+            store(state, group, (topic, partition), progress, &mut outcome);
+        }
+        self.outcome = outcome;
+        Ok(())
+    }
+
+    fn delete(&mut self, group: String) -> Result<(), BrokerError> {
+        let Some(state) = self.groups.get(&group) else {
+            return Err(BrokerError::UnknownGroup { group });
+        };
+        let members = state.group.members.len();
+        if members > 0 {
+            return Err(BrokerError::GroupNotEmpty { group, members });
+        }
+        state.erase(&group, &mut self.outcome);
+        self.groups.remove(&group);
+        Ok(())
+    }
+}
+
+fn check_offset(offset: i64, metadata: &str) -> Option<BrokerError> {
+    let wrong = |field: &str, why: String| {
+        Some(BrokerError::InvalidArgument { field: field.to_owned(), why })
+    };
+    if offset < 0 {
+        return wrong("offset", format!("{offset} is none: offsets count from 0"));
+    }
+    if metadata.len() > METADATA_BYTES_MAX {
+        return wrong("metadata", format!("{METADATA_BYTES_MAX} bytes are allowed"));
+    }
+    None
+}
+
+fn partitions_of(view: &crate::cluster::ClusterView, topic: &str) -> Option<u32> {
+    let topic = view.topics.get(topic)?;
+    u32::try_from(topic.partitions.len()).ok()
+}
+
+/// Groups by name, for lists.
+pub(super) fn sorted(listed: Vec<Listed>) -> Vec<Listed> {
+    let by_name: BTreeMap<String, Listed> =
+        listed.into_iter().map(|listed| (listed.group.clone(), listed)).collect();
+    by_name.into_values().collect()
+}

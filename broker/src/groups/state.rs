@@ -1,0 +1,228 @@
+//! Everything a coordinator knows of one group: the engine, the progress, and which members are connected.
+//!
+//! Owns: the order of what changes and what is said about it. Never: waits; records and messages are handed out as data, and
+//! `shard` sends the messages only when the records are committed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::engine::{Gone, Group, JoinSpec, Owned, Place};
+use super::offsets::{Offsets, Progress};
+use super::records::{self, Written};
+use super::shard::{
+    Activity, Assigned, Described, DescribedMember, DescribedPartition, Standing, Ticket, ToMember,
+};
+
+/// The stream of a member, if it has one.
+#[derive(Debug)]
+struct Line {
+    ticket: Ticket,
+    outbox: mpsc::Sender<ToMember>,
+}
+
+impl Line {
+    fn message(&self, body: ToMember) -> Message {
+        Message { to: self.ticket.clone(), outbox: self.outbox.clone(), body }
+    }
+}
+
+/// Something to be said to a member once what it rests on is committed.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) to: Ticket,
+    pub(super) outbox: mpsc::Sender<ToMember>,
+    pub(super) body: ToMember,
+}
+
+/// What a turn brought: to be stored, then said.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) records: Vec<Written>,
+    pub(super) messages: Vec<Message>,
+    /// Partitions got other owners.
+    pub(super) moved: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct GroupState {
+    pub(super) group: Group,
+    pub(super) offsets: Offsets,
+    /// When the last member went, in milliseconds since 1970; 0 while there are members.
+    pub(super) emptied_at_ms: i64,
+    lines: BTreeMap<String, Line>,
+    activity: BTreeMap<Place, Activity>,
+}
+
+impl GroupState {
+    pub(super) fn new(group: Group) -> Self {
+        Self { group, ..Self::default() }
+    }
+
+    pub(super) fn join(
+        &mut self,
+        now: Duration,
+        spec: JoinSpec,
+        ticket: &Ticket,
+        outbox: mpsc::Sender<ToMember>,
+        outcome: &mut Outcome,
+    ) {
+        let id = spec.member_id.clone();
+        self.emptied_at_ms = 0;
+        self.group.join(now, spec);
+        let line = Line { ticket: ticket.clone(), outbox };
+        if let Some(old) = self.lines.insert(id, line) {
+            outcome.messages.push(old.message(ToMember::Gone(Gone::Replaced)));
+        }
+    }
+
+    /// Whether a stream is the one that its member has now.
+    pub(super) fn is_current(&self, member_id: &str, session: u64) -> bool {
+        self.lines.get(member_id).is_some_and(|line| line.ticket.session == session)
+    }
+
+    /// A stream ended; its member may come back with another.
+    pub(super) fn disconnected(&mut self, member_id: &str, session: u64) {
+        if self.is_current(member_id, session) {
+            self.lines.remove(member_id);
+        }
+    }
+
+    /// Says something to a member, if it is connected.
+    pub(super) fn say(&self, member_id: &str, body: ToMember, outcome: &mut Outcome) {
+        if let Some(line) = self.lines.get(member_id) {
+            outcome.messages.push(line.message(body));
+        }
+    }
+
+    pub(super) fn report(&mut self, member_id: &str, place: Place, activity: Activity) {
+        if self.group.owners.get(&place).is_some_and(|owner| owner.member_id == member_id) {
+            self.activity.insert(place, activity);
+        }
+    }
+
+    /// Whether a member owns a partition at the epoch it names.
+    pub(super) fn owns(&self, member_id: &str, owned: &Owned) -> bool {
+        self.group.owns(member_id, owned)
+    }
+
+    /// Turns what the engine did into records and messages.
+    pub(super) fn settle(&mut self, name: &str, wall_ms: i64, outcome: &mut Outcome) {
+        let effects = self.group.take_effects();
+        if effects.must_store {
+            outcome.moved = true;
+            if self.group.members.is_empty() && self.emptied_at_ms == 0 {
+                self.emptied_at_ms = wall_ms;
+            }
+            let owners = &self.group.owners;
+            self.activity.retain(|place, _| owners.contains_key(place));
+            outcome.records.push(records::group(name, &self.group, self.emptied_at_ms));
+        }
+        for id in effects.tell {
+            self.say(&id, self.assignment(&id), outcome);
+        }
+        for (id, why) in effects.gone {
+            if let Some(line) = self.lines.remove(&id) {
+                outcome.messages.push(line.message(ToMember::Gone(why)));
+            }
+        }
+    }
+
+    fn assignment(&self, member_id: &str) -> ToMember {
+        let partitions = self.group.owned_by(member_id).map(|(place, owner)| Assigned {
+            owned: Owned { topic: place.0.clone(), partition: place.1, epoch: owner.epoch },
+            committed: self.offsets.get(place).map(|progress| progress.offset),
+            is_wanted_back: owner.is_wanted_back,
+        });
+        ToMember::Assignment { epoch: self.group.epoch, partitions: partitions.collect() }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        match (self.group.members.is_empty(), self.group.is_stable()) {
+            (true, _) => Standing::Empty,
+            (false, true) => Standing::Stable,
+            (false, false) => Standing::Rebalancing,
+        }
+    }
+
+    pub(super) fn describe(&self, now: Duration) -> Described {
+        let members = self.group.members.iter().map(|(id, member)| DescribedMember {
+            member_id: id.clone(),
+            static_id: member.spec.static_id.clone(),
+            client_id: member.spec.client_id.clone(),
+            is_connected: self.lines.contains_key(id),
+            topics: member.spec.topics.iter().cloned().collect(),
+            partitions: self.group.owned_by(id).count(),
+            session_ends_in: member.session_ends.saturating_sub(now),
+            progress_due_in: member.progress_due.saturating_sub(now),
+        });
+        let mut places: BTreeMap<Place, DescribedPartition> = self
+            .group
+            .places()
+            .map(|place| (place.clone(), DescribedPartition::nobodys(place)))
+            .collect();
+        for (place, owner) in &self.group.owners {
+            let described = places
+                .entry(place.clone())
+                .or_insert_with(|| DescribedPartition::nobodys(place.clone()));
+            described.member_id.clone_from(&owner.member_id);
+            described.epoch = owner.epoch;
+            described.is_moving = owner.is_wanted_back;
+            described.activity = self.activity.get(place).copied().unwrap_or_default();
+        }
+        for (place, progress) in self.offsets.iter() {
+            let described = places
+                .entry(place.clone())
+                .or_insert_with(|| DescribedPartition::nobodys(place.clone()));
+            described.progress = Some(progress.clone());
+        }
+        Described {
+            standing: self.standing(),
+            epoch: self.group.epoch,
+            members: members.collect(),
+            partitions: places.into_values().collect(),
+        }
+    }
+
+    /// Stores progress unless there is as much already.
+    pub(super) fn advance(
+        &mut self,
+        name: &str,
+        place: Place,
+        progress: Progress,
+        outcome: &mut Outcome,
+    ) {
+        if self.offsets.advance(place.clone(), progress.clone()) {
+            outcome.records.push(records::offset(name, &place, Some(&progress)));
+        }
+    }
+
+    /// Stores progress, whatever there was.
+    pub(super) fn reset(
+        &mut self,
+        name: &str,
+        place: Place,
+        progress: Progress,
+        outcome: &mut Outcome,
+    ) {
+        outcome.records.push(records::offset(name, &place, Some(&progress)));
+        self.offsets.set(place, progress);
+    }
+
+    /// The records that undo everything that was stored of the group.
+    pub(super) fn erase(&self, name: &str, outcome: &mut Outcome) {
+        for (place, _) in self.offsets.iter() {
+            outcome.records.push(records::offset(name, place, None));
+        }
+        outcome.records.push(records::group_gone(name));
+    }
+
+    /// Whether nobody is in it any more and its progress has been kept long enough, or there is none.
+    pub(super) fn is_over(&self, wall_ms: i64, retention_ms: u64) -> bool {
+        let kept = wall_ms.saturating_sub(self.emptied_at_ms);
+        let is_old = u64::try_from(kept).is_ok_and(|kept| kept >= retention_ms);
+        self.group.members.is_empty() && (is_old || self.offsets.is_empty())
+    }
+}

@@ -1,0 +1,350 @@
+//! What a member owns, shared by the service's end, the events in handlers' hands, and the session with the coordinator.
+//!
+//! Owns: when a partition's events may be handed out, and what may be committed and released. Never: waits, or talks to brokers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+
+use highwater_proto::v1;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use super::tracker::Tracker;
+use crate::consumer::queue::{Account, Order, Place, Places, Seek};
+use crate::error::ConsumeError;
+use crate::types::Start;
+
+/// A partition that this member owns.
+#[derive(Debug)]
+struct Held {
+    epoch: u64,
+    /// Distinguishes what was asked for before the reading was begun anew.
+    generation: u64,
+    /// Events may be handed out.
+    is_open: bool,
+    /// Where to begin if nothing was handed out yet.
+    start: Start,
+    tracker: Tracker,
+    /// What was sent to the coordinator.
+    sent: Option<i64>,
+}
+
+impl Held {
+    /// It is asked back, and its events are in nobody's hands.
+    fn is_idle(&self) -> bool {
+        !self.is_open && self.tracker.out() == 0
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: BTreeMap<u32, Held>,
+    /// Epochs at which partitions were released: what is still said of those is old.
+    released: BTreeMap<u32, u64>,
+    generations: u64,
+    /// Counts what shows that the service is at work.
+    progress: u64,
+    extend_ms: u32,
+    troubles: VecDeque<ConsumeError>,
+    has_ended: bool,
+    waker: Option<Waker>,
+}
+
+/// See the module.
+///
+/// Invariant: an event is handed out only while its partition is owned and not asked back; what was released is not committed
+/// afterwards.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    topic: Arc<str>,
+    /// Where partitions without progress begin.
+    start: Start,
+    state: Mutex<State>,
+    orders: mpsc::UnboundedSender<Order>,
+    places: Places,
+    account: Arc<Account>,
+    /// Something became done, or free to release.
+    pub(super) changed: Notify,
+}
+
+/// A commit to be sent.
+pub(super) type Offsets = Vec<v1::OwnedOffset>;
+
+impl Membership {
+    pub(super) fn new(
+        topic: Arc<str>,
+        start: Start,
+        orders: mpsc::UnboundedSender<Order>,
+        places: Places,
+        account: Arc<Account>,
+    ) -> Self {
+        let (state, changed) = (Mutex::default(), Notify::new());
+        Self { topic, start, state, orders, places, account, changed }
+    }
+
+    /// Takes in what the coordinator says this member owns.
+    pub(super) fn assigned(&self, assigned: &[v1::AssignedPartition]) {
+        let ours = assigned.iter().filter(|it| it.topic == *self.topic);
+        let now: BTreeMap<u32, &v1::AssignedPartition> =
+            ours.map(|it| (it.partition, it)).collect();
+        let mut state = self.state.lock();
+        let is_lost = |partition: &u32, held: &Held| {
+            now.get(partition).is_none_or(|it| it.epoch != held.epoch)
+        };
+        let lost = state.held.iter().filter(|(partition, held)| is_lost(partition, held));
+        let lost: Vec<u32> = lost.map(|(partition, _)| *partition).collect();
+        for partition in lost {
+            state.held.remove(&partition);
+            self.stop(partition);
+        }
+        for (partition, it) in now {
+            if state.released.get(&partition).is_some_and(|epoch| *epoch >= it.epoch) {
+                continue;
+            }
+            state.generations += 1;
+            let generation = state.generations;
+            let held = state.held.entry(partition).or_insert_with(|| Held {
+                epoch: it.epoch,
+                generation,
+                is_open: false,
+                start: it.committed_offset.map_or(self.start, Start::Offset),
+                tracker: Tracker::default(),
+                sent: it.committed_offset,
+            });
+            if held.is_open && it.is_wanted_back {
+                held.is_open = false;
+                self.stop(partition);
+            } else if !held.is_open && !it.is_wanted_back {
+                held.is_open = true;
+                held.generation = generation;
+                let start = held.tracker.position().map_or(held.start, Start::Offset);
+                self.begin(partition, start, generation);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Everything is lost: this member does not count as one any more.
+    pub(super) fn lost(&self) {
+        self.assigned(&[]);
+    }
+
+    fn begin(&self, partition: u32, to: Start, generation: u64) {
+        let position = match to {
+            Start::Offset(offset) => Some(offset),
+            Start::Earliest | Start::Latest | Start::Timestamp(_) => None,
+        };
+        let place = Place { position, generation, ..Place::default() };
+        self.places.lock().insert(partition, place);
+        // The driver lives as long as the service's end.
+        _ = self.orders.send(Order::Seek(Seek { partition, to, generation }));
+    }
+
+    fn stop(&self, partition: u32) {
+        self.places.lock().remove(&partition);
+        _ = self.orders.send(Order::Stop(partition));
+    }
+
+    /// Begins a partition anew at its first event: where the group had come to is not in the log any more.
+    pub(super) fn begin_anew(&self, partition: u32) {
+        let mut state = self.state.lock();
+        state.generations += 1;
+        let generation = state.generations;
+        let Some(held) = state.held.get_mut(&partition).filter(|held| held.is_open) else { return };
+        held.generation = generation;
+        held.tracker = Tracker::default();
+        held.start = Start::Earliest;
+        self.stop(partition);
+        self.begin(partition, Start::Earliest, generation);
+    }
+
+    /// An event is to be handed out: its partition's epoch if it may be.
+    pub(super) fn hand_out(&self, partition: u32, generation: u64, offset: i64) -> Option<u64> {
+        let mut state = self.state.lock();
+        let held = state.held.get_mut(&partition)?;
+        if !held.is_open || held.generation != generation {
+            return None;
+        }
+        held.tracker.handed_out(offset);
+        let epoch = held.epoch;
+        state.progress += 1;
+        Some(epoch)
+    }
+
+    /// An event is done.
+    pub(super) fn done(&self, partition: u32, epoch: u64, offset: i64) {
+        let mut state = self.state.lock();
+        state.progress += 1;
+        if let Some(held) = state.held.get_mut(&partition).filter(|held| held.epoch == epoch) {
+            held.tracker.done(offset);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// An event was dropped without a word.
+    pub(super) fn dropped(&self, partition: u32, epoch: u64, offset: i64) {
+        let mut state = self.state.lock();
+        if let Some(held) = state.held.get_mut(&partition).filter(|held| held.epoch == epoch) {
+            held.tracker.dropped(offset);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Progress that was not sent yet.
+    pub(super) fn take_commit(&self) -> Offsets {
+        let mut state = self.state.lock();
+        let mut offsets = Vec::new();
+        for (partition, held) in &mut state.held {
+            let Some(offset) = held.tracker.committable() else { continue };
+            if held.sent.is_some_and(|sent| sent >= offset) {
+                continue;
+            }
+            held.sent = Some(offset);
+            let partition = Some(self.owned(*partition, held.epoch));
+            offsets.push(v1::OwnedOffset { partition, offset, metadata: String::new() });
+        }
+        offsets
+    }
+
+    /// What was sent may not have arrived: it will be sent again.
+    pub(super) fn forget_sent(&self) {
+        for held in self.state.lock().held.values_mut() {
+            held.sent = None;
+        }
+    }
+
+    /// Partitions that are asked back and whose events are in nobody's hands: they are released from here on.
+    pub(super) fn take_released(&self) -> Vec<v1::OwnedPartition> {
+        let mut state = self.state.lock();
+        // What became done since the last commit is committed first.
+        let is_free = |held: &Held| {
+            held.is_idle() && held.tracker.committable().is_none_or(|it| held.sent >= Some(it))
+        };
+        let free = state.held.iter().filter(|(_, held)| is_free(held));
+        let free: Vec<(u32, u64)> =
+            free.map(|(partition, held)| (*partition, held.epoch)).collect();
+        for (partition, epoch) in &free {
+            state.held.remove(partition);
+            state.released.insert(*partition, *epoch);
+        }
+        free.into_iter().map(|(partition, epoch)| self.owned(partition, epoch)).collect()
+    }
+
+    /// Whether some partition is asked back and could be released now.
+    pub(super) fn can_release(&self) -> bool {
+        let state = self.state.lock();
+        state.held.values().any(Held::is_idle)
+    }
+
+    /// No event is handed out any more.
+    pub(super) fn shut(&self) {
+        let mut state = self.state.lock();
+        for (partition, held) in &mut state.held {
+            if std::mem::take(&mut held.is_open) {
+                self.stop(*partition);
+            }
+        }
+    }
+
+    fn owned(&self, partition: u32, epoch: u64) -> v1::OwnedPartition {
+        v1::OwnedPartition { topic: self.topic.to_string(), partition, epoch }
+    }
+
+    /// The partitions whose events this member is given.
+    pub(super) fn partitions(&self) -> Vec<u32> {
+        let state = self.state.lock();
+        state
+            .held
+            .iter()
+            .filter(|(_, held)| held.is_open)
+            .map(|(partition, _)| *partition)
+            .collect()
+    }
+
+    /// What shows that the service is at work: a count that grows, and whether it has nothing to do.
+    pub(super) fn progress(&self) -> (u64, bool) {
+        let state = self.state.lock();
+        let is_handling = state.held.values().any(|held| held.tracker.out() > 0);
+        (state.progress, !is_handling && !self.account.is_holding())
+    }
+
+    /// The handler needs so much longer.
+    pub(super) fn extend(&self, ms: u32) {
+        let mut state = self.state.lock();
+        state.extend_ms = state.extend_ms.max(ms);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Whether the coordinator has to be told of more time.
+    pub(super) fn is_extended(&self) -> bool {
+        self.state.lock().extend_ms > 0
+    }
+
+    pub(super) fn take_extension(&self) -> u32 {
+        std::mem::take(&mut self.state.lock().extend_ms)
+    }
+
+    /// What this member says of its partitions.
+    pub(super) fn reports(&self) -> Vec<v1::PartitionReport> {
+        use v1::MemberActivity as Activity;
+        let state = self.state.lock();
+        let places = self.places.lock();
+        let holds = self.account.is_holding();
+        let report = |partition: &u32| {
+            let place = places.get(partition).copied().unwrap_or_default();
+            let activity = match (place.position, place.high_watermark) {
+                _ if place.ended => Activity::RetentionPassed,
+                (_, None) => Activity::NoLeader,
+                (Some(position), Some(high_watermark)) if position >= high_watermark => {
+                    Activity::CaughtUp
+                }
+                _ if holds => Activity::OutOfCredit,
+                _ => Activity::Reading,
+            };
+            let (topic, partition) = (self.topic.to_string(), *partition);
+            v1::PartitionReport { topic, partition, activity: activity.into() }
+        };
+        state.held.keys().map(report).collect()
+    }
+
+    /// Tells the service about something.
+    pub(super) fn tell(&self, trouble: ConsumeError) {
+        let mut state = self.state.lock();
+        // A service that does not listen is told the latest.
+        state.troubles.truncate(TROUBLES_MAX - 1);
+        state.troubles.push_back(trouble);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Nothing follows any more.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock();
+        state.has_ended = true;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// What the service has to be told, or that nothing follows; else it is woken when there is something.
+    pub(super) fn poll_trouble(&self, waker: &Waker) -> Option<Option<ConsumeError>> {
+        let mut state = self.state.lock();
+        if let Some(trouble) = state.troubles.pop_front() {
+            return Some(Some(trouble));
+        }
+        if state.has_ended {
+            return Some(None);
+        }
+        state.waker = Some(waker.clone());
+        None
+    }
+}
+
+/// Things that a service has to be told and did not listen to.
+const TROUBLES_MAX: usize = 16;

@@ -1,0 +1,108 @@
+//! What of one partition was handed out, and what of that is done: up to where progress may be committed.
+//!
+//! Owns: the rule that progress never passes an event that is not done. Never: sockets, clocks, tasks.
+
+use std::collections::BTreeMap;
+
+/// What became of an event that was handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Somebody is handling it.
+    Out,
+    /// It is done.
+    Done,
+    /// Whoever had it dropped it without a word: it will come again, to whoever reads the partition next.
+    Dropped,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    /// Behind the last event that was handed out.
+    position: Option<i64>,
+    /// From the first event on that is not done.
+    fates: BTreeMap<i64, Fate>,
+    out: usize,
+}
+
+impl Tracker {
+    /// An event was handed out.
+    pub(super) fn handed_out(&mut self, offset: i64) {
+        self.position = Some(offset + 1);
+        self.fates.insert(offset, Fate::Out);
+        self.out += 1;
+    }
+
+    /// An event is done. What was dropped can still be: a service may say so late.
+    pub(super) fn done(&mut self, offset: i64) {
+        self.set(offset, Fate::Done);
+        while self.fates.first_key_value().is_some_and(|(_, fate)| *fate == Fate::Done) {
+            self.fates.pop_first();
+        }
+    }
+
+    /// An event was dropped without a word.
+    pub(super) fn dropped(&mut self, offset: i64) {
+        if self.fates.get(&offset) == Some(&Fate::Out) {
+            self.set(offset, Fate::Dropped);
+        }
+    }
+
+    fn set(&mut self, offset: i64, fate: Fate) {
+        if let Some(known) = self.fates.get_mut(&offset) {
+            self.out -= usize::from(*known == Fate::Out);
+            *known = fate;
+        }
+    }
+
+    /// Where reading would go on if it began anew now; `None` if nothing was handed out.
+    pub(super) fn committable(&self) -> Option<i64> {
+        let position = self.position?;
+        Some(self.fates.first_key_value().map_or(position, |(offset, _)| *offset))
+    }
+
+    /// Behind the last event that was handed out.
+    pub(super) fn position(&self) -> Option<i64> {
+        self.position
+    }
+
+    /// Events that somebody is handling.
+    pub(super) fn out(&self) -> usize {
+        self.out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_stops_at_the_first_event_that_is_not_done() {
+        let mut tracker = Tracker::default();
+        assert_eq!(tracker.committable(), None);
+        for offset in [10, 11, 14] {
+            tracker.handed_out(offset);
+        }
+        assert_eq!((tracker.committable(), tracker.out()), (Some(10), 3));
+        tracker.done(11);
+        assert_eq!(tracker.committable(), Some(10));
+        tracker.done(10);
+        assert_eq!(tracker.committable(), Some(14), "a gap that compaction left is no obstacle");
+        tracker.done(14);
+        tracker.done(14);
+        assert_eq!((tracker.committable(), tracker.out()), (Some(15), 0));
+    }
+
+    #[test]
+    fn what_was_dropped_is_in_nobodys_hands_but_holds_progress_up() {
+        let mut tracker = Tracker::default();
+        tracker.handed_out(0);
+        tracker.handed_out(1);
+        tracker.dropped(0);
+        tracker.done(1);
+        assert_eq!((tracker.committable(), tracker.out()), (Some(0), 0));
+        tracker.dropped(1);
+        tracker.done(0);
+        assert_eq!(tracker.committable(), Some(2));
+    }
+}

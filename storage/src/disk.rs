@@ -48,6 +48,10 @@ pub trait Disk: Send + Sync + std::fmt::Debug + 'static {
     fn sync_tree(&self, _root: &Path) -> io::Result<bool> {
         Ok(false)
     }
+    /// True if giving `path`, or what is below it, another name or another file would have to wait for the disk first.
+    fn is_name_kept(&self, _path: &Path) -> bool {
+        false
+    }
     /// Makes the bytes of all `files` and the names in all `dirs` durable: the group sync. One by one
     /// unless the disk knows better.
     fn sync_many(&self, files: &[Arc<dyn DiskFile>], dirs: &[PathBuf]) -> io::Result<()> {

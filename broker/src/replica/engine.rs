@@ -205,6 +205,8 @@ pub(super) struct Inner {
     spares: SparePool,
     open_sealed: OpenSealed,
     logger: slog::Logger,
+    /// The disk that all replicas use.
+    appends: JournaledDisk,
     scrubber: Background,
     compactor: Background,
     settler: Background,
@@ -241,12 +243,13 @@ impl Engine {
             journal,
             replicas: RwLock::default(),
             logger: super::logging::logger(),
+            appends,
             scrubber: Background::default(),
             compactor: Background::default(),
             settler: Background::default(),
         };
         let engine = Self { inner: Arc::new(inner) };
-        engine.start_background(appends).map_err(|source| StorageError::Io {
+        engine.start_background().map_err(|source| StorageError::Io {
             operation: "start a thread for",
             path: engine.inner.config.dir.clone(),
             source,
@@ -255,9 +258,9 @@ impl Engine {
     }
 
     /// Starts what looks after sealed segments, and after the journal of appends.
-    fn start_background(&self, appends: JournaledDisk) -> std::io::Result<()> {
+    fn start_background(&self) -> std::io::Result<()> {
         let config = &self.inner.config;
-        let fatal = Arc::clone(&config.fatal);
+        let (appends, fatal) = (self.inner.appends.clone(), Arc::clone(&config.fatal));
         self.inner.settler.start("settle", move |stopping| {
             while !stopping.within(Duration::ZERO) {
                 if let Err(error) = appends.settle_full_half(SETTLE_PAUSE) {
@@ -546,6 +549,9 @@ impl Engine {
                     worker.sync_queue.stop();
                 }
             }
+        }
+        if let Err(error) = self.inner.appends.settle_all() {
+            tracing::error!(%error, "what was appended could not be synced in its place; the next start does it");
         }
         self.inner.replicas.write().clear();
     }

@@ -10,17 +10,19 @@
 //! - The name of a file is durable before its bytes go into the journal: a group with new names is synced in place.
 //! - Bytes that were synced never change. So it does no harm to put them back when they are still there.
 //! - A name that stands in the journal is not given to another file, nor its file another name, before the journal is settled.
+//! - After a sync that failed, whoever asked for it, no half is begun again: the kernel reports a failed write once and
+//!   then takes the page for clean, so that the bytes may be in the journal only. They are put back at the next start.
 
 mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +30,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Disk, DiskFile, Lease};
 use crate::error::{IoContext, StorageError};
-use record::{HEADER_BYTES, Piece};
+use record::{FIRST_RECORD, HalfId, Piece};
 
 const FILE_NAMES: [&str; 2] = ["appends-a.journal", "appends-b.journal"];
 /// Each half grows up to this.
@@ -39,6 +41,8 @@ const STEP_BYTES: u64 = 1 << 20;
 const FILES_MIN: usize = 2;
 /// More than this of one file is not worth writing twice.
 const COPY_BYTES_MAX: u64 = 32 << 10;
+/// So many files are put back before they are synced.
+const OPEN_FILES_MAX: usize = 256;
 
 const _: () = assert!(STEP_BYTES < HALF_BYTES_MAX);
 
@@ -56,6 +60,13 @@ struct Shared {
     journal: Mutex<Journal>,
     /// A half is full, or settled.
     changed: Condvar,
+    /// The names in each half: of files whose bytes are in it, and perhaps nowhere else durably. A lock of their own, which
+    /// nobody holds while a disk works; taken after that of the journal, if both are.
+    names: Mutex<[BTreeSet<Arc<Path>>; 2]>,
+    /// A sync failed.
+    failed: AtomicBool,
+    /// The file system of the journal: files on another one are none of its business.
+    file_system: Option<u64>,
 }
 
 /// Invariant: a half that is neither live nor being settled, nor waits for it, holds nothing that counts.
@@ -69,12 +80,23 @@ struct Journal {
 #[derive(Debug)]
 struct Half {
     file: Arc<dyn DiskFile>,
-    generation: u64,
+    id: HalfId,
     /// Number of the next record, and where it goes.
     sequence: u64,
     position: u64,
-    /// Whose bytes are in it, and perhaps nowhere else durably; some may be named twice.
-    files: Vec<Arc<Path>>,
+}
+
+impl Half {
+    /// Empties it durably, under a generation of its own.
+    fn begin(file: Arc<dyn DiskFile>, generation: u64) -> io::Result<Self> {
+        let id = HalfId::new(generation);
+        record::begin(&*file, id)?;
+        Ok(Self { file, id, sequence: 0, position: FIRST_RECORD as u64 })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.position == FIRST_RECORD as u64
+    }
 }
 
 /// What of a file is not durable yet.
@@ -94,6 +116,8 @@ struct Written {
     /// The bytes of the range, unless they are many or were not written one after the other: reading them back would cost a
     /// system call or a page fault for each file.
     copy: Option<Vec<u8>>,
+    /// How many are making durable what they took.
+    taken: u32,
 }
 
 impl Written {
@@ -101,7 +125,7 @@ impl Written {
         let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let end = offset + bytes;
         if self.range.is_empty() {
-            *self = Self { range: offset..offset, copy: Some(Vec::new()) };
+            (self.range, self.copy) = (offset..offset, Some(Vec::new()));
         }
         let follows = self.range.end == offset && end - self.range.start <= COPY_BYTES_MAX;
         match &mut self.copy {
@@ -113,22 +137,41 @@ impl Written {
 }
 
 impl Unsynced {
-    /// What was written, which is the caller's to make durable from now on.
-    fn take(&self) -> Written {
-        std::mem::take(&mut *self.written.lock())
-    }
-
-    /// Gives back what was not made durable after all.
-    fn give_back(&self, before: Written) {
+    /// Takes what was written, to make it durable; to be followed by `done`.
+    fn take(&self) -> Taken {
         let mut written = self.written.lock();
-        if written.range.is_empty() {
-            *written = before;
-        } else if !before.range.is_empty() {
-            let start = before.range.start.min(written.range.start);
-            let end = before.range.end.max(written.range.end);
-            *written = Written { range: start..end, copy: None };
+        written.taken += 1;
+        Taken {
+            range: std::mem::take(&mut written.range),
+            copy: written.copy.take(),
+            is_all: written.taken == 1,
         }
     }
+
+    /// What was taken is durable, or is given back.
+    fn done(&self, taken: Taken, is_durable: bool) {
+        let mut written = self.written.lock();
+        written.taken -= 1;
+        if is_durable || taken.range.is_empty() {
+            return;
+        }
+        if written.range.is_empty() {
+            (written.range, written.copy) = (taken.range, taken.copy);
+        } else {
+            let start = taken.range.start.min(written.range.start);
+            let end = taken.range.end.max(written.range.end);
+            (written.range, written.copy) = (start..end, None);
+        }
+    }
+}
+
+/// What was taken of a file to be made durable.
+#[derive(Debug)]
+struct Taken {
+    range: Range<u64>,
+    copy: Option<Vec<u8>>,
+    /// Nobody else is at it: with this, all that was written is durable.
+    is_all: bool,
 }
 
 impl JournaledDisk {
@@ -144,36 +187,48 @@ impl JournaledDisk {
         half_bytes: u64,
     ) -> Result<Self, StorageError> {
         let generation = put_back(&*inner, root)?;
-        let mut halves = Vec::new();
-        for (number, name) in FILE_NAMES.iter().enumerate() {
+        let begin = |name: &str, generation: u64| {
             let path = root.join(name);
             let file = if inner.exists(&path) {
                 inner.open(&path, 0).io_context("open", &path)?
             } else {
                 inner.create(&path, 0).io_context("create", &path)?
             };
-            let generation = generation + 1 + number as u64;
-            record::begin(&*file, generation).io_context("write", &path)?;
-            let files = Vec::new();
-            let position = HEADER_BYTES as u64;
-            halves.push(Half { file, generation, sequence: 0, position, files });
-        }
+            Half::begin(file, generation).io_context("write", &path)
+        };
+        let [a, b] = FILE_NAMES;
+        let halves = [begin(a, generation + 1)?, begin(b, generation + 2)?];
         inner.sync_dir(root).io_context("sync directory", root)?;
-        let [a, b] = <[Half; 2]>::try_from(halves)
-            .map_err(|_| StorageError::corrupt(root, 0, "a journal has two halves"))?;
-        let journal = Journal { halves: [a, b], live: 0, settling: false };
-        let shared = Shared { journal: Mutex::new(journal), changed: Condvar::new() };
+        let shared = Shared {
+            file_system: halves[0].file.file_system(),
+            journal: Mutex::new(Journal { halves, live: 0, settling: false }),
+            changed: Condvar::new(),
+            names: Mutex::default(),
+            failed: AtomicBool::new(false),
+        };
         Ok(Self { inner, root: root.to_path_buf(), half_bytes, shared: Arc::new(shared) })
     }
 
     /// Waits until a half is full, but no longer than `patience`, and settles it, so that nobody who appends has to wait for that.
-    /// After an error nothing is known of what was appended: stop acknowledging.
+    /// After an error nothing is known of what was appended, also if it was another's sync that failed: stop acknowledging.
     pub fn settle_full_half(&self, patience: Duration) -> io::Result<()> {
         let mut journal = self.shared.journal.lock();
         if !journal.waits_for_settling() {
+            self.shared.check()?;
             self.shared.changed.wait_for(&mut journal, patience);
         }
+        self.shared.check()?;
         if journal.waits_for_settling() { self.settle_other(journal).map(drop) } else { Ok(()) }
+    }
+
+    /// Settles all there is, so that nothing has to be put back at the next start.
+    pub fn settle_all(&self) -> io::Result<()> {
+        let mut journal = self.settle_other(self.shared.journal.lock())?;
+        if journal.half().is_empty() {
+            return Ok(());
+        }
+        journal.live = 1 - journal.live;
+        self.settle_other(journal).map(drop)
     }
 
     /// Settles the half that is not live; waits if somebody does already.
@@ -184,46 +239,37 @@ impl JournaledDisk {
         while journal.settling {
             self.shared.changed.wait(&mut journal);
         }
+        self.shared.check()?;
         let other = 1 - journal.live;
-        if journal.halves[other].files.is_empty() {
+        if journal.halves[other].is_empty() {
             return Ok(journal);
         }
         journal.settling = true;
-        let files = journal.halves[other].files.clone();
         // Above both: when both are read at a start, the one with the later bytes comes last.
-        let generation = journal.halves[journal.live].generation + 1;
+        let generation = journal.half().id.generation + 1;
         let file = Arc::clone(&journal.halves[other].file);
         drop(journal);
-        let outcome = self.sync_in_place(&files).and_then(|()| record::begin(&*file, generation));
+        let settled = self.sync_in_place(other).and_then(|()| {
+            self.shared.check()?;
+            self.shared.watch(Half::begin(file, generation))
+        });
         let mut journal = self.shared.journal.lock();
         journal.settling = false;
         self.shared.changed.notify_all();
-        outcome?;
-        let half = &mut journal.halves[other];
-        half.generation = generation;
-        (half.sequence, half.position) = (0, HEADER_BYTES as u64);
-        half.files.clear();
+        journal.halves[other] = settled?;
+        self.shared.names.lock()[other].clear();
         Ok(journal)
     }
 
-    /// Settles all there is.
-    fn settle_all(&self) -> io::Result<()> {
-        let mut journal = self.settle_other(self.shared.journal.lock())?;
-        if journal.halves[journal.live].files.is_empty() {
+    fn sync_in_place(&self, half: usize) -> io::Result<()> {
+        if self.sync_tree(&self.root)? {
             return Ok(());
         }
-        journal.live = 1 - journal.live;
-        self.settle_other(journal).map(drop)
-    }
-
-    fn sync_in_place(&self, files: &[Arc<Path>]) -> io::Result<()> {
-        if self.inner.sync_tree(&self.root)? {
-            return Ok(());
-        }
-        for path in files.iter().map(|path| self.root.join(path)) {
+        let names = self.shared.names.lock()[half].clone();
+        for path in names.iter().map(|path| self.root.join(path)) {
             // What was removed since needs no syncing.
             if self.inner.exists(&path) {
-                self.inner.open(&path, 0)?.sync()?;
+                self.shared.watch(self.inner.open(&path, 0)?.sync())?;
             }
         }
         Ok(())
@@ -231,13 +277,7 @@ impl JournaledDisk {
 
     /// Before the name `path` goes to another file or directory: nothing in the journal may be put back under it.
     fn free_name(&self, path: &Path) -> io::Result<()> {
-        let Ok(name) = path.strip_prefix(&self.root) else { return Ok(()) };
-        let is_in_journal = {
-            let journal = self.shared.journal.lock();
-            let mut files = journal.halves.iter().flat_map(|half| &half.files);
-            files.any(|file| file.starts_with(name))
-        };
-        if is_in_journal { self.settle_all() } else { Ok(()) }
+        if self.is_name_kept(path) { self.settle_all() } else { Ok(()) }
     }
 
     /// Makes what was written to `files` durable by way of the journal; false, and nothing done, if that is not the better way.
@@ -248,81 +288,114 @@ impl JournaledDisk {
         let Some(unsynced) = files.iter().map(|f| f.unsynced()).collect::<Option<Vec<_>>>() else {
             return Ok(false);
         };
-        let written: Vec<Written> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
-        let bytes: u64 =
-            written.iter().map(|written| written.range.end - written.range.start).sum();
-        let is_small =
-            written.iter().all(|written| written.copy.is_some() || written.range.is_empty());
+        let mut taken: Vec<Taken> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
+        let bytes: u64 = taken.iter().map(|taken| taken.range.end - taken.range.start).sum();
+        // What somebody else has taken is not durable before that one is done.
+        let is_small = taken
+            .iter()
+            .all(|taken| taken.is_all && (taken.copy.is_some() || taken.range.is_empty()));
         if !is_small || bytes > self.half_bytes / 4 {
-            for (unsynced, written) in unsynced.iter().zip(written) {
-                unsynced.give_back(written);
-            }
+            unsynced.iter().zip(taken).for_each(|(unsynced, taken)| unsynced.done(taken, false));
             return Ok(false);
         }
-        let piece = |(unsynced, written): (&&Unsynced, Written)| Piece {
-            path: Arc::clone(&unsynced.path),
-            offset: written.range.start,
-            bytes: Bytes::from(written.copy.unwrap_or_default()),
-        };
-        let pieces: Vec<Piece> = unsynced.iter().zip(written).map(piece).collect();
+        let pieces: Vec<Piece> = unsynced
+            .iter()
+            .zip(&mut taken)
+            .filter_map(|(unsynced, taken)| {
+                let bytes = Bytes::from(taken.copy.take()?);
+                Some(Piece { path: Arc::clone(&unsynced.path), offset: taken.range.start, bytes })
+            })
+            .collect();
         let done = self.append(&unsynced, &pieces);
-        if !matches!(done, Ok(true)) {
-            for (unsynced, piece) in unsynced.iter().zip(pieces) {
-                let range = piece.offset..piece.offset + piece.bytes.len() as u64;
-                unsynced.give_back(Written { range, copy: Some(piece.bytes.into()) });
+        let is_durable = matches!(done, Ok(true));
+        let mut copies = pieces.into_iter();
+        for (unsynced, mut taken) in unsynced.iter().zip(taken) {
+            if !taken.range.is_empty() && !is_durable {
+                taken.copy = copies.next().map(|piece| piece.bytes.into());
             }
+            unsynced.done(taken, is_durable);
         }
         done
     }
 
     /// Appends a record and makes it durable; false if there is no room for it on the disk.
     fn append(&self, files: &[&Unsynced], pieces: &[Piece]) -> io::Result<bool> {
-        let mut journal = self.shared.journal.lock();
         let bytes = record::bytes_of(pieces);
-        if journal.half().position + bytes > self.half_bytes {
-            journal = self.settle_other(journal)?;
-            // Somebody else may have changed over meanwhile.
-            if journal.half().position + bytes > self.half_bytes {
+        let mut journal = self.shared.journal.lock();
+        self.shared.check()?;
+        while journal.half().position + bytes > self.half_bytes {
+            if journal.half().is_empty() {
+                return Ok(false);
+            }
+            if journal.settling || journal.waits_for_settling() {
+                journal = self.settle_other(journal)?;
+            } else {
                 journal.live = 1 - journal.live;
                 self.shared.changed.notify_all();
             }
         }
+        let live = journal.live;
         let half = journal.half();
         let end = half.position + bytes;
         let grown = end.next_multiple_of(STEP_BYTES).min(self.half_bytes).max(end);
         if half.file.len() < end && half.file.allocate(grown).is_err() {
             return Ok(false);
         }
-        if record::write(&*half.file, half.position, half.generation, half.sequence, pieces)
-            .is_err()
-        {
+        self.name(live, half.id.generation, files);
+        if record::write(&*half.file, half.position, half.id.salt, half.sequence, pieces).is_err() {
             // Whatever stands there now, the next record is written over it.
             return Ok(false);
         }
-        half.file.sync()?;
+        self.shared.watch(half.file.sync())?;
         half.position = end;
         half.sequence += 1;
-        for file in files {
-            if file.named_in.swap(half.generation, Ordering::Relaxed) != half.generation {
-                half.files.push(Arc::clone(&file.path));
-            }
-        }
         Ok(true)
+    }
+
+    /// Notes the names of `files`, whose bytes go into a half.
+    fn name(&self, half: usize, generation: u64, files: &[&Unsynced]) {
+        let is_new =
+            |file: &&&Unsynced| file.named_in.swap(generation, Ordering::Relaxed) != generation;
+        let mut new = files.iter().filter(is_new).peekable();
+        if new.peek().is_some() {
+            let mut names = self.shared.names.lock();
+            names[half].extend(new.map(|file| Arc::clone(&file.path)));
+        }
     }
 
     fn wrap(&self, file: Arc<dyn DiskFile>, path: &Path, mapped_len: u64) -> Arc<dyn DiskFile> {
         // Files that are not mapped are replaced as a whole, or have a journal's part themselves.
-        match path.strip_prefix(&self.root) {
-            Ok(path) if mapped_len > 0 => {
-                let unsynced = Unsynced {
-                    path: path.into(),
-                    written: Mutex::default(),
-                    named_in: AtomicU64::new(0),
-                };
-                Arc::new(JournaledFile { inner: file, unsynced })
+        let is_journaled = mapped_len > 0 && file.file_system() == self.shared.file_system;
+        let path = path.strip_prefix(&self.root).ok().filter(|_| is_journaled);
+        let unsynced = path.map(|path| Unsynced {
+            path: path.into(),
+            written: Mutex::default(),
+            named_in: AtomicU64::new(0),
+        });
+        Arc::new(JournaledFile { inner: file, unsynced, shared: Arc::clone(&self.shared) })
+    }
+}
+
+impl Shared {
+    /// The outcome of a sync, remembered if it is an error.
+    fn watch<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.inspect_err(|error| {
+            // What was removed meanwhile needs no syncing.
+            if error.kind() != io::ErrorKind::NotFound {
+                self.failed.store(true, Ordering::SeqCst);
+                self.changed.notify_all();
             }
-            _ => file,
+        })
+    }
+
+    /// An error once a sync has failed.
+    fn check(&self) -> io::Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other(
+                "a sync has failed before: what was written since may be lost",
+            ));
         }
+        Ok(())
     }
 }
 
@@ -332,7 +405,7 @@ impl Journal {
     }
 
     fn waits_for_settling(&self) -> bool {
-        !self.settling && !self.halves[1 - self.live].files.is_empty()
+        !self.settling && !self.halves[1 - self.live].is_empty()
     }
 }
 
@@ -346,15 +419,36 @@ fn put_back(disk: &dyn Disk, root: &Path) -> Result<u64, StorageError> {
         }
     }
     halves.sort_by_key(|half| half.generation);
-    let mut touched = BTreeSet::new();
+    let mut by_file: BTreeMap<&Path, Vec<&Piece>> = BTreeMap::new();
     for piece in halves.iter().flat_map(|half| &half.pieces) {
-        let is_plain = piece.path.components().all(|part| matches!(part, Component::Normal(_)));
-        let path = root.join(&piece.path);
-        // A file that is gone was removed after its bytes had been synced.
-        if !is_plain || !disk.exists(&path) {
-            continue;
+        by_file.entry(&piece.path).or_default().push(piece);
+    }
+    let by_file: Vec<_> = by_file.into_iter().collect();
+    for some in by_file.chunks(OPEN_FILES_MAX) {
+        let mut files = Vec::new();
+        for (path, pieces) in some {
+            files.extend(put_back_file(disk, root, path, pieces)?);
         }
-        let file = disk.open(&path, 0).io_context("open", &path)?;
+        disk.sync_many(&files, &[]).io_context("sync files below", root)?;
+    }
+    Ok(halves.last().map_or(0, |half| half.generation))
+}
+
+/// Writes into one file, if it is there.
+fn put_back_file(
+    disk: &dyn Disk,
+    root: &Path,
+    path: &Path,
+    pieces: &[&Piece],
+) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
+    let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let path = root.join(path);
+    // A file that is gone was removed after its bytes had been synced.
+    if !is_plain || !disk.exists(&path) {
+        return Ok(None);
+    }
+    let file = disk.open(&path, 0).io_context("open", &path)?;
+    for piece in pieces {
         if piece.offset > file.len() {
             // What stands before these bytes had been durable too, and is gone: the log's own check says so.
             continue;
@@ -362,14 +456,8 @@ fn put_back(disk: &dyn Disk, root: &Path) -> Result<u64, StorageError> {
         let end = piece.offset + piece.bytes.len() as u64;
         file.allocate(end).io_context("allocate space in", &path)?;
         file.write_at(piece.offset, &[&piece.bytes]).io_context("write", &path)?;
-        touched.insert(path);
     }
-    for path in &touched {
-        // Each by itself: what is synced as a tree is what was there before.
-        let file = disk.open(path, 0).io_context("open", path)?;
-        file.sync().io_context("sync", path)?;
-    }
-    Ok(halves.last().map_or(0, |half| half.generation))
+    Ok(Some(file))
 }
 
 impl Disk for JournaledDisk {
@@ -386,7 +474,10 @@ impl Disk for JournaledDisk {
     }
 
     fn create(&self, path: &Path, mapped_len: u64) -> io::Result<Arc<dyn DiskFile>> {
-        self.free_name(path)?;
+        // Only the names of mapped files are ever in the journal.
+        if mapped_len > 0 {
+            self.free_name(path)?;
+        }
         Ok(self.wrap(self.inner.create(path, mapped_len)?, path, mapped_len))
     }
 
@@ -410,22 +501,35 @@ impl Disk for JournaledDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.inner.sync_dir(dir)
+        self.shared.watch(self.inner.sync_dir(dir))
     }
 
     fn sync_tree(&self, root: &Path) -> io::Result<bool> {
-        self.inner.sync_tree(root)
+        self.shared.watch(self.inner.sync_tree(root))
     }
 
     fn sync_many(&self, files: &[Arc<dyn DiskFile>], dirs: &[PathBuf]) -> io::Result<()> {
         if dirs.is_empty() && self.sync_by_journal(files)? {
             return Ok(());
         }
-        let before: Vec<_> =
-            files.iter().filter_map(|file| file.unsynced()).map(|u| (u, u.take())).collect();
-        self.inner.sync_many(files, dirs).inspect_err(|_| {
-            before.into_iter().for_each(|(unsynced, written)| unsynced.give_back(written));
-        })
+        self.shared.check()?;
+        let unsynced: Vec<&Unsynced> = files.iter().filter_map(|file| file.unsynced()).collect();
+        let taken: Vec<Taken> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
+        let outcome = self.shared.watch(self.inner.sync_many(files, dirs));
+        let done = unsynced.iter().zip(taken);
+        done.for_each(|(unsynced, taken)| unsynced.done(taken, outcome.is_ok()));
+        outcome
+    }
+
+    fn is_name_kept(&self, path: &Path) -> bool {
+        let Ok(name) = path.strip_prefix(&self.root) else { return false };
+        let names = self.shared.names.lock();
+        // What is below a directory comes right behind it.
+        let from = (Bound::Included(name), Bound::Unbounded);
+        let first = |names: &BTreeSet<Arc<Path>>| {
+            names.range::<Path, _>(from).next().is_some_and(|found| found.starts_with(name))
+        };
+        names.iter().any(first)
     }
 }
 
@@ -433,7 +537,9 @@ impl Disk for JournaledDisk {
 #[derive(Debug)]
 struct JournaledFile {
     inner: Arc<dyn DiskFile>,
-    unsynced: Unsynced,
+    /// `None` if it is always synced in its place.
+    unsynced: Option<Unsynced>,
+    shared: Arc<Shared>,
 }
 
 impl DiskFile for JournaledFile {
@@ -447,7 +553,9 @@ impl DiskFile for JournaledFile {
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         self.inner.write_at(offset, parts)?;
-        self.unsynced.written.lock().add(offset, parts);
+        if let Some(unsynced) = &self.unsynced {
+            unsynced.written.lock().add(offset, parts);
+        }
         Ok(())
     }
 
@@ -464,8 +572,12 @@ impl DiskFile for JournaledFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let before = self.unsynced.take();
-        self.inner.sync().inspect_err(|_| self.unsynced.give_back(before))
+        let taken = self.unsynced.as_ref().map(|unsynced| (unsynced, unsynced.take()));
+        let outcome = self.shared.watch(self.inner.sync());
+        if let Some((unsynced, taken)) = taken {
+            unsynced.done(taken, outcome.is_ok());
+        }
+        outcome
     }
 
     fn file_system(&self) -> Option<u64> {
@@ -473,10 +585,10 @@ impl DiskFile for JournaledFile {
     }
 
     fn sync_file_system(&self) -> io::Result<()> {
-        self.inner.sync_file_system()
+        self.shared.watch(self.inner.sync_file_system())
     }
 
     fn unsynced(&self) -> Option<&Unsynced> {
-        Some(&self.unsynced)
+        self.unsynced.as_ref()
     }
 }

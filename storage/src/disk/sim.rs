@@ -30,7 +30,8 @@ pub enum SimOp {
     Write,
     /// `DiskFile::read`.
     Read,
-    /// `DiskFile::sync`; what was unsynced stays unsynced.
+    /// `DiskFile::sync` and `Disk::sync_tree`. As with a kernel's page cache, some of what was not written may count as clean
+    /// afterwards: a later sync succeeds and leaves it out.
     Sync,
     /// `Disk::sync_dir`.
     SyncDir,
@@ -207,6 +208,20 @@ impl State {
         }
         let (_, _, kind) = self.failures.remove(at);
         Err(io::Error::new(kind, format!("simulated failure of {op:?}")))
+    }
+
+    /// A sync of these files that fails: each stays dirty, or counts as clean from now on without being durable.
+    fn check_sync_failure(&mut self, inodes: &[u64]) -> io::Result<()> {
+        let outcome = self.check_failure(SimOp::Sync);
+        if outcome.is_err() {
+            for inode in inodes {
+                let stays = self.coin();
+                if let Some(file) = self.files.get_mut(inode).filter(|_| !stays) {
+                    file.dirty.clear();
+                }
+            }
+        }
+        outcome
     }
 
     fn used_bytes(&self) -> u64 {
@@ -474,9 +489,9 @@ impl Disk for SimDisk {
 
     fn sync_tree(&self, _root: &Path) -> io::Result<bool> {
         let mut state = self.state.lock();
-        state.check_failure(SimOp::Sync)?;
-        // As `syncfs` does, everything: names and files.
         let inodes: Vec<u64> = state.files.keys().copied().collect();
+        state.check_sync_failure(&inodes)?;
+        // As `syncfs` does, everything: names and files.
         inodes.into_iter().for_each(|inode| state.sync_inode(inode));
         state.durable = state.volatile.clone();
         state.unsynced_names.clear();
@@ -575,8 +590,8 @@ impl DiskFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.lock();
-        state.check_failure(SimOp::Sync)?;
         state.handle(self.boot, self.inode)?;
+        state.check_sync_failure(&[self.inode])?;
         state.sync_inode(self.inode);
         Ok(())
     }

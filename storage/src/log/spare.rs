@@ -52,10 +52,13 @@ pub(super) struct Spare {
 }
 
 impl Spare {
-    /// Makes the file of a dropped segment a spare; `None` if the pool is full or the disk refuses: then
+    /// Makes the file of a dropped segment a spare; `None` if the pool is full, or the disk refuses or would make us wait: then
     /// the file is the caller's to remove.
     pub(super) fn make(disk: &dyn Disk, pool: &SparePool, path: &Path) -> Option<Self> {
         let to = path.with_extension(EXTENSION);
+        if disk.is_name_kept(path) {
+            return None;
+        }
         let file = disk.open(path, 0).ok()?;
         let permit = pool.take(file.len())?;
         file.write_at(0, &[&[0; SEGMENT_HEADER_BYTES]]).ok()?;

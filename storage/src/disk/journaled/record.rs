@@ -1,28 +1,55 @@
 //! The bytes of the journal: a header that names the generation, then records of the pieces that were synced together: first which
 //! they are, then their bytes.
 //!
-//! Every record ends at a multiple of 8 bytes. A half is read up to its first record that is not valid; a valid one of the same generation
-//! behind that shows that the record had been durable, and is damaged.
+//! Every record ends at a multiple of 8 bytes. A half is read up to its first record that is not valid; a valid one with the same salt
+//! behind that shows that the record had been durable, and is damaged. The salt is random and new for every generation, so
+//! that neither an older record nor what somebody published as the bytes of an event passes for one of ours.
+//!
+//! The header stands there twice, in blocks of its own. It is only written when all the bytes of older records are in their places: when
+//! neither of the two is valid, the power went while they were being written, and there is nothing to put back.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
 use crate::disk::DiskFile;
-use crate::error::{IoContext, StorageError};
+use crate::error::StorageError;
 
-/// magic 8, version 4, checksum 4, generation 8, zero 8.
-pub(super) const HEADER_BYTES: usize = 32;
+/// magic 8, version 4, checksum 4, generation 8, salt 8.
+const HEADER_BYTES: usize = 32;
+const HEADERS_AT: [usize; 2] = [0, 4096];
+/// Where the first record stands.
+pub(super) const FIRST_RECORD: usize = 8192;
 const MAGIC: [u8; 8] = *b"HWAPPEND";
 const VERSION: u32 = 1;
 const RECORD_MAGIC: [u8; 4] = *b"HWap";
-/// magic 4, checksum 4 (of all behind it), generation 8, sequence 8, count 4, zero 4, bytes 8 (of all behind them).
+/// magic 4, checksum 4 (of all behind it), salt 8, sequence 8, count 4, zero 4, bytes 8 (of all behind them).
 const RECORD_HEADER_BYTES: usize = 40;
 /// offset 8, length 4, length of the path 4; then the path.
 const PIECE_HEADER_BYTES: usize = 16;
 const ALIGNMENT: usize = 8;
+/// So much is read at a time; what cannot be read of it counts as zeroes.
+const WINDOW_BYTES: usize = 64 << 10;
+
+/// Which contents of a half these are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HalfId {
+    /// The later half's is higher.
+    pub(super) generation: u64,
+    /// Random.
+    pub(super) salt: u64,
+}
+
+impl HalfId {
+    pub(super) fn new(generation: u64) -> Self {
+        // The standard library's only source of numbers that nobody can guess.
+        Self { generation, salt: RandomState::new().hash_one(generation) }
+    }
+}
 
 /// Bytes of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,15 +68,19 @@ pub(super) struct Contents {
     pub(super) pieces: Vec<Piece>,
 }
 
-/// Empties a half, durably: whatever is in it belongs to an older generation from now on.
-pub(super) fn begin(file: &dyn DiskFile, generation: u64) -> io::Result<()> {
+/// Empties a half, durably: whatever is in it is an older one's from now on.
+pub(super) fn begin(file: &dyn DiskFile, id: HalfId) -> io::Result<()> {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(&MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..24].copy_from_slice(&generation.to_le_bytes());
+    header[16..24].copy_from_slice(&id.generation.to_le_bytes());
+    header[24..].copy_from_slice(&id.salt.to_le_bytes());
     let checksum = header_checksum(&header);
     header[12..16].copy_from_slice(&checksum.to_le_bytes());
-    file.write_at(0, &[&header])?;
+    file.allocate(FIRST_RECORD as u64)?;
+    for position in HEADERS_AT {
+        file.write_at(position as u64, &[&header])?;
+    }
     file.sync()
 }
 
@@ -71,7 +102,7 @@ pub(super) fn bytes_of(pieces: &[Piece]) -> u64 {
 pub(super) fn write(
     file: &dyn DiskFile,
     position: u64,
-    generation: u64,
+    salt: u64,
     sequence: u64,
     pieces: &[Piece],
 ) -> io::Result<()> {
@@ -86,7 +117,7 @@ pub(super) fn write(
     let body = table.len() + pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>();
     let mut header = [0; RECORD_HEADER_BYTES];
     header[..4].copy_from_slice(&RECORD_MAGIC);
-    header[8..16].copy_from_slice(&generation.to_le_bytes());
+    header[8..16].copy_from_slice(&salt.to_le_bytes());
     header[16..24].copy_from_slice(&sequence.to_le_bytes());
     let count = u32::try_from(pieces.len()).map_err(io::Error::other)?;
     header[24..28].copy_from_slice(&count.to_le_bytes());
@@ -104,60 +135,81 @@ pub(super) fn write(
 
 /// Everything in a half. `Corrupt` if a record is damaged that had been durable.
 pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Contents, StorageError> {
-    let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
-    let bytes = file.read(0, len).io_context("read", path)?;
-    let Some(generation) = generation_of(&bytes, path)? else { return Ok(Contents::default()) };
-    let mut contents = Contents { generation, pieces: Vec::new() };
-    let (mut position, mut sequence) = (HEADER_BYTES, 0);
-    while let Some(record) = record_at(&bytes, position)
-        && (record.generation, record.sequence) == (generation, sequence)
+    let (bytes, unreadable) = read_what_can_be(file);
+    let Some(id) = id_of(&bytes, path)? else { return Ok(Contents::default()) };
+    let mut contents = Contents { generation: id.generation, pieces: Vec::new() };
+    let (mut position, mut sequence) = (FIRST_RECORD, 0);
+    while let Some(record) = record_at(&bytes, position, id.salt)
+        && record.sequence == sequence
     {
         contents.pieces.extend(pieces_of(&bytes.slice(record.body.clone()), record.count));
         position = record.body.end.next_multiple_of(ALIGNMENT);
         sequence += 1;
     }
-    let is_later = |record: &Record| record.generation == generation && record.sequence > sequence;
-    if records_from(&bytes, position).any(|record| is_later(&record)) {
-        let detail = "a record is damaged, and a later one shows that it had been durable. If the machine has not lost power since \
-                      the broker last ran, this file may be removed: all that is in it is in the logs too";
-        return Err(StorageError::corrupt(path, sequence, detail));
-    }
-    Ok(contents)
+    let mut later = (position..bytes.len()).step_by(ALIGNMENT);
+    let detail = if later
+        .any(|at| record_at(&bytes, at, id.salt).is_some_and(|record| record.sequence > sequence))
+    {
+        "a record is damaged, and a later one shows that it had been durable"
+    } else if unreadable.iter().any(|window| window.contains(&position)) {
+        "cannot be read where a record may stand"
+    } else {
+        return Ok(contents);
+    };
+    let mend = "If the machine has not lost power since the broker last ran, this file may be removed: all that is in it is in the logs too";
+    Err(StorageError::corrupt(path, sequence, format!("{detail}. {mend}")))
 }
 
-/// The generation that counts; `None` if the half was never used. A header that was being replaced when the power went says
-/// nothing: then it is the newest that there is a record of, all of whose bytes are in their places already.
-fn generation_of(bytes: &Bytes, path: &Path) -> Result<Option<u64>, StorageError> {
-    let Some(header) = bytes.get(..HEADER_BYTES) else { return Ok(None) };
-    let is_valid = header[..8] == MAGIC && le_u32(&header[12..]) == header_checksum(header);
-    if !is_valid {
-        let records = records_from(bytes, HEADER_BYTES);
-        return Ok(records.map(|record| record.generation).max());
+/// The bytes of the file, and what could not be read: a bad sector in what is left of an older generation hurts nobody.
+fn read_what_can_be(file: &dyn DiskFile) -> (Bytes, Vec<Range<usize>>) {
+    let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
+    let (mut bytes, mut unreadable) = (Vec::with_capacity(len), Vec::new());
+    while bytes.len() < len {
+        let window = bytes.len()..len.min(bytes.len() + WINDOW_BYTES);
+        match file.read(window.start as u64, window.len()) {
+            Ok(read) => bytes.extend_from_slice(&read),
+            Err(_) => {
+                bytes.resize(window.end, 0);
+                unreadable.push(window);
+            }
+        }
     }
-    let version = le_u32(&header[8..]);
-    if version != VERSION {
-        let path = path.to_path_buf();
-        return Err(StorageError::UnsupportedVersion { path, version, version_max: VERSION });
+    (bytes.into(), unreadable)
+}
+
+/// Which half it is; `None` if it was never used, or was being begun when the power went.
+fn id_of(bytes: &[u8], path: &Path) -> Result<Option<HalfId>, StorageError> {
+    let mut found = None;
+    for position in HEADERS_AT {
+        let header = bytes.get(position..).and_then(|rest| rest.get(..HEADER_BYTES));
+        let is_valid = |header: &&[u8]| {
+            header[..8] == MAGIC && le_u32(&header[12..]) == header_checksum(header)
+        };
+        let Some(header) = header.filter(is_valid) else { continue };
+        let version = le_u32(&header[8..]);
+        if version != VERSION {
+            let path = path.to_path_buf();
+            return Err(StorageError::UnsupportedVersion { path, version, version_max: VERSION });
+        }
+        let id = HalfId { generation: le_u64(&header[16..]), salt: le_u64(&header[24..]) };
+        // Two that differ: the power went between them, when all that the older one has was in its place.
+        if found.is_none_or(|other: HalfId| other.generation < id.generation) {
+            found = Some(id);
+        }
     }
-    Ok(Some(le_u64(&header[16..])))
+    Ok(found)
 }
 
 struct Record {
-    generation: u64,
     sequence: u64,
     count: u32,
-    body: std::ops::Range<usize>,
-}
-
-/// The valid records at or after `from`, whatever stands between.
-fn records_from(bytes: &[u8], from: usize) -> impl Iterator<Item = Record> {
-    (from..bytes.len()).step_by(ALIGNMENT).filter_map(|position| record_at(bytes, position))
+    body: Range<usize>,
 }
 
 /// The record at `position`, if a valid one stands there.
-fn record_at(bytes: &[u8], position: usize) -> Option<Record> {
+fn record_at(bytes: &[u8], position: usize, salt: u64) -> Option<Record> {
     let header = bytes.get(position..)?.get(..RECORD_HEADER_BYTES)?;
-    if header[..4] != RECORD_MAGIC {
+    if header[..4] != RECORD_MAGIC || le_u64(&header[8..]) != salt {
         return None;
     }
     let begin = position + RECORD_HEADER_BYTES;
@@ -166,7 +218,6 @@ fn record_at(bytes: &[u8], position: usize) -> Option<Record> {
     hasher.update(&header[8..]);
     hasher.update(bytes.get(begin..end)?);
     (hasher.finalize() == le_u32(&header[4..])).then(|| Record {
-        generation: le_u64(&header[8..]),
         sequence: le_u64(&header[16..]),
         count: le_u32(&header[24..]),
         body: begin..end,

@@ -7,7 +7,7 @@ use crate::disk::{SimDisk, SimOp};
 
 const ROOT: &str = "data";
 /// A few records fill a half.
-const HALF_BYTES: u64 = 4096;
+const HALF_BYTES: u64 = FIRST_RECORD as u64 + 4096;
 const FILES: usize = 4;
 const MAPPED_BYTES: u64 = 1 << 20;
 
@@ -236,7 +236,7 @@ fn what_is_large_or_new_is_synced_in_its_place() {
     let mut world = journaled(0);
     let journal = Path::new(ROOT).join(FILE_NAMES[0]);
     let before = world.sim.open(&journal, 0).unwrap().len();
-    world.write(0, 3000);
+    world.write(0, 3500);
     world.write(1, 1);
     assert!(world.sync(&[0, 1]));
     world.write(0, 1);
@@ -261,7 +261,7 @@ fn a_full_disk_syncs_in_place() {
 fn a_damaged_record_is_corrupt_if_a_later_one_shows_that_it_had_been_durable() {
     let journal = Path::new(ROOT).join(FILE_NAMES[0]);
     let world = journaled(3);
-    let second = HEADER_BYTES as u64 + record::bytes_of(&pieces());
+    let second = FIRST_RECORD as u64 + record::bytes_of(&pieces());
     world.sim.flip(&journal, second + 60, 1).unwrap();
     let reopened = JournaledDisk::open(Arc::new(world.sim.clone()), Path::new(ROOT));
     let error = reopened.unwrap_err();
@@ -297,4 +297,131 @@ fn any_bytes_at_all_are_read_or_refused() {
         }
         let _ = JournaledDisk::open(Arc::new(world.sim.clone()), Path::new(ROOT));
     }
+}
+
+#[test]
+fn after_any_sync_that_failed_no_half_is_used_again_and_the_next_start_puts_all_back() {
+    let root = Path::new(ROOT);
+    for by_directory in [false, true] {
+        let mut world = journaled(2);
+        if by_directory {
+            world.sim.fail_next(SimOp::SyncDir, io::ErrorKind::Other);
+            world.disk.sync_dir(&root.join("group")).unwrap_err();
+        } else {
+            // Of another file, which nobody else hears of. What was not written counts as clean from now on.
+            let other = world.disk.create(&root.join("other"), 0).unwrap();
+            world.sim.fail_next(SimOp::Sync, io::ErrorKind::Other);
+            other.sync().unwrap_err();
+            world.sim.fail_next(SimOp::Sync, io::ErrorKind::Other);
+            world.sim.sync_tree(root).unwrap_err();
+        }
+        world.disk.settle_full_half(Duration::ZERO).unwrap_err();
+        world.disk.settle_all().unwrap_err();
+        world.write(0, 50);
+        world.write(1, 50);
+        assert!(!world.sync(&[0, 1]), "nothing is acknowledged any more");
+        world.sim.crash();
+        world.reopen();
+        assert!(world.files.iter().take(2).all(|file| file.synced == 100));
+    }
+}
+
+#[test]
+fn all_is_settled_when_a_node_stops_and_nothing_has_to_be_put_back() {
+    let world = journaled(3);
+    world.disk.settle_all().unwrap();
+    let held = |name: &str| {
+        let path = Path::new(ROOT).join(name);
+        record::read(&*world.sim.open(&path, 0).unwrap(), &path).unwrap().pieces.len()
+    };
+    assert_eq!(FILE_NAMES.map(held), [0, 0]);
+    assert!(!world.disk.is_name_kept(&path(0)));
+}
+
+#[test]
+fn what_another_has_taken_to_sync_is_not_taken_for_durable() {
+    let mut world = journaled(0);
+    world.write(0, 50);
+    world.write(1, 50);
+    let other = world.files[0].file.unsynced().unwrap();
+    let taken = other.take();
+    let handles: Vec<_> = world.files.iter().map(|file| Arc::clone(&file.file)).collect();
+    assert!(!world.disk.sync_by_journal(&handles).unwrap());
+    other.done(taken, false);
+    assert!(world.disk.sync_by_journal(&handles).unwrap());
+}
+
+#[test]
+fn bytes_that_look_like_records_are_bytes() {
+    let mut world = journaled(0);
+    let journal = Path::new(ROOT).join(FILE_NAMES[0]);
+    let generation =
+        record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().generation;
+    // A whole journal, as somebody would write it who knows everything but the salt.
+    let forged = world.sim.create(Path::new("forged"), 0).unwrap();
+    record::begin(&*forged, HalfId { generation, salt: 0 }).unwrap();
+    for sequence in 0..20 {
+        record::write(
+            &*forged,
+            FIRST_RECORD as u64 + sequence * record::bytes_of(&pieces()),
+            0,
+            sequence,
+            &pieces(),
+        )
+        .unwrap();
+    }
+    assert_eq!(record::read(&*forged, &journal).unwrap().pieces.len(), 40);
+    let forged = forged.read(0, usize::try_from(forged.len()).unwrap()).unwrap();
+    let records = &forged[FIRST_RECORD..][..900];
+    for file in [0, 1] {
+        let model = &mut world.files[file];
+        model.file.allocate(1024).unwrap();
+        model.file.write_at(0, &[records]).unwrap();
+    }
+    let handles: Vec<_> = world.files.iter().map(|file| Arc::clone(&file.file)).collect();
+    assert!(world.disk.sync_by_journal(&handles).unwrap());
+    // The record that holds them is damaged, or is left of an older generation.
+    world.sim.flip(&journal, FIRST_RECORD as u64 + 9, 1).unwrap();
+    assert_eq!(record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces, []);
+}
+
+#[test]
+fn one_damaged_header_is_none_and_two_are_a_power_loss_between_generations() {
+    let journal = Path::new(ROOT).join(FILE_NAMES[0]);
+    let held = |world: &World| {
+        record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces.len()
+    };
+    let world = journaled(2);
+    world.sim.flip(&journal, 20, 1).unwrap();
+    assert_eq!(held(&world), 4);
+    world.sim.flip(&journal, 4096, 1).unwrap();
+    assert_eq!(held(&world), 0);
+}
+
+#[test]
+fn a_bad_sector_is_damage_only_where_a_record_may_stand() {
+    let world = journaled(2);
+    let journal = Path::new(ROOT).join(FILE_NAMES[0]);
+    let file = world.sim.open(&journal, 0).unwrap();
+    file.allocate(300 << 10).unwrap();
+    let read = |windows_before: u32| {
+        world.sim.fail_after(SimOp::Read, windows_before, io::ErrorKind::Other);
+        record::read(&*file, &journal)
+    };
+    assert_eq!(read(2).unwrap().pieces.len(), 4);
+    world.sim.clear_failures();
+    let error = read(0).map(|contents| contents.pieces.len());
+    assert_eq!(error.unwrap_or(0), 0, "neither header can be read");
+}
+
+#[test]
+fn a_directory_has_the_names_of_what_is_below_it() {
+    let mut world = journaled(0);
+    assert!(!world.disk.is_name_kept(&Path::new(ROOT).join("group")));
+    world.write(0, 50);
+    world.write(1, 50);
+    assert!(world.sync(&[0, 1]));
+    let is_kept = |name: &str| world.disk.is_name_kept(&Path::new(ROOT).join(name));
+    assert!(is_kept("group") && is_kept("group/0.log") && !is_kept("group/2.log"));
+    assert!(!is_kept("grou") && !is_kept("group2") && !is_kept("group/0.log.new"));
 }

@@ -207,6 +207,25 @@ fn start_of(sim: &SimDisk, journaled: bool) -> Arc<dyn Disk> {
     Arc::new(JournaledDisk::open_with(disk, Path::new("data"), 8192).unwrap())
 }
 
+/// The log as the next process finds it, after a power loss or not. `durable` is known from elsewhere, or 0.
+fn restart(
+    log: Log,
+    sim: &SimDisk,
+    disk: &mut Arc<dyn Disk>,
+    companion: &mut Option<Companion>,
+    (power_loss, durable): (bool, u64),
+) -> Log {
+    drop(log);
+    if power_loss {
+        sim.crash();
+    }
+    *disk = start_of(sim, companion.is_some());
+    if let Some(companion) = companion {
+        companion.reopen(disk);
+    }
+    try_open(disk, durable).unwrap().0
+}
+
 fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
     let (sim, disk) = sim(seed);
     disk.create_dir_all(Path::new("data")).unwrap();
@@ -222,6 +241,8 @@ fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
         point: None,
         maybe: Vec::new(),
     };
+    // A sync that failed is the last: what it left out may count as clean, and only a power loss shows that.
+    let ends_the_process = |op| matches!(op, SimOp::Sync | SimOp::SyncDir);
     for step in steps {
         match step {
             Step::Append { span, bytes, new_term } => {
@@ -284,16 +305,18 @@ fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
                 let opened =
                     Log::open_settled(Arc::clone(&disk), Path::new(DIR), options(), 0, &settled);
                 sim.clear_failures();
-                log = opened.unwrap_or_else(|_| open(&disk)).0;
+                log = opened
+                    .unwrap_or_else(|_| {
+                        disk = start_of(&sim, journaled);
+                        companion.iter_mut().for_each(|companion| companion.reopen(&disk));
+                        open(&disk)
+                    })
+                    .0;
                 model.settle(&log);
             }
             Step::Crash { floor_known } => {
-                drop(log);
-                sim.crash();
-                disk = start_of(&sim, journaled);
-                companion.iter_mut().for_each(|companion| companion.reopen(&disk));
                 let floor = if floor_known { model.durable } else { 0 };
-                log = try_open(&disk, floor).unwrap().0;
+                log = restart(log, &sim, &mut disk, &mut companion, (true, floor));
                 model.settle(&log);
             }
             Step::FullDisk => {
@@ -308,26 +331,31 @@ fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
                 sim.clear_failures();
                 // Replacing an empty segment can itself fail halfway.
                 let _ = log.truncate_suffix(model.next_index());
+                if ends_the_process(op) {
+                    log = restart(log, &sim, &mut disk, &mut companion, (true, model.durable));
+                    model.settle(&log);
+                }
             }
             Step::FailRoll(op) => {
                 sim.fail_next(op, std::io::ErrorKind::Other);
                 let _ = log.roll();
                 sim.clear_failures();
                 let _ = log.truncate_suffix(model.next_index());
+                if ends_the_process(op) {
+                    log = restart(log, &sim, &mut disk, &mut companion, (true, model.durable));
+                    model.settle(&log);
+                }
             }
             Step::FailTruncate { op, count, crash } => {
                 let from = model.cut_point(count);
                 sim.fail_next(op, std::io::ErrorKind::Other);
                 let result = log.truncate_suffix(from);
                 sim.clear_failures();
-                if result.is_err() && crash {
-                    drop(log);
-                    sim.crash();
-                    disk = start_of(&sim, journaled);
-                    companion.iter_mut().for_each(|companion| companion.reopen(&disk));
+                if result.is_err() && (crash || ends_the_process(op)) {
                     // It may or may not have happened.
                     model.durable = model.durable.min(from - 1);
-                    log = try_open(&disk, model.durable).unwrap().0;
+                    let how = (true, model.durable);
+                    log = restart(log, &sim, &mut disk, &mut companion, how);
                     model.settle(&log);
                 } else {
                     log.truncate_suffix(from).unwrap();

@@ -42,6 +42,8 @@ struct State {
     held: BTreeMap<u32, Held>,
     /// Epochs at which partitions were released: what is still said of those is old.
     released: BTreeMap<u32, u64>,
+    /// What the coordinator still counts as this member's after that: the release may have been lost with the coordinator before.
+    unheard: BTreeMap<u32, u64>,
     generations: u64,
     /// Counts what shows that the service is at work.
     progress: u64,
@@ -89,6 +91,7 @@ impl Membership {
         let now: BTreeMap<u32, &v1::AssignedPartition> =
             ours.map(|it| (it.partition, it)).collect();
         let mut state = self.state.lock();
+        state.unheard.clear();
         let is_lost = |partition: &u32, held: &Held| {
             now.get(partition).is_none_or(|it| it.epoch != held.epoch)
         };
@@ -100,6 +103,9 @@ impl Membership {
         }
         for (partition, it) in now {
             if state.released.get(&partition).is_some_and(|epoch| *epoch >= it.epoch) {
+                // Most often the release is on its way, and saying it twice does no harm. Were it lost and not said again, nobody
+                // would read the partition for as long as this member lives.
+                state.unheard.insert(partition, it.epoch);
                 continue;
             }
             state.generations += 1;
@@ -217,7 +223,8 @@ impl Membership {
         }
     }
 
-    /// Partitions that are asked back and whose events are in nobody's hands: they are released from here on.
+    /// Partitions that are asked back and whose events are in nobody's hands: they are released from here on. With them those whose
+    /// release the coordinator has not heard of.
     pub(super) fn take_released(&self) -> Vec<v1::OwnedPartition> {
         let mut state = self.state.lock();
         // What became done since the last commit is committed first.
@@ -231,13 +238,15 @@ impl Membership {
             state.held.remove(partition);
             state.released.insert(*partition, *epoch);
         }
-        free.into_iter().map(|(partition, epoch)| self.owned(partition, epoch)).collect()
+        let unheard = std::mem::take(&mut state.unheard);
+        let all = free.into_iter().chain(unheard);
+        all.map(|(partition, epoch)| self.owned(partition, epoch)).collect()
     }
 
     /// Whether some partition is asked back and could be released now.
     pub(super) fn can_release(&self) -> bool {
         let state = self.state.lock();
-        state.held.values().any(Held::is_idle)
+        !state.unheard.is_empty() || state.held.values().any(Held::is_idle)
     }
 
     /// No event is handed out any more.
@@ -348,3 +357,37 @@ impl Membership {
 
 /// Things that a service has to be told and did not listen to.
 const TROUBLES_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership() -> Membership {
+        let (orders, _) = mpsc::unbounded_channel();
+        let account = Arc::new(Account::new());
+        Membership::new("orders".into(), Start::Earliest, orders, Places::default(), account)
+    }
+
+    fn assigned(epoch: u64, is_wanted_back: bool) -> v1::AssignedPartition {
+        let (topic, committed_offset) = ("orders".to_owned(), None);
+        v1::AssignedPartition { topic, partition: 0, epoch, committed_offset, is_wanted_back }
+    }
+
+    #[test]
+    fn a_release_that_the_coordinator_did_not_hear_is_said_again() {
+        let membership = membership();
+        let released = [membership.owned(0, 7)];
+        membership.assigned(&[assigned(7, false)]);
+        membership.assigned(&[assigned(7, true)]);
+        assert_eq!(membership.take_released(), released);
+        // It died before that was stored; the next one knows nothing of it.
+        membership.assigned(&[assigned(7, false)]);
+        assert_eq!(membership.partitions(), [0; 0], "it was released at this epoch");
+        assert!(membership.can_release());
+        assert_eq!(membership.take_released(), released);
+        assert!(!membership.can_release());
+        membership.assigned(&[assigned(8, false)]);
+        assert!(!membership.can_release());
+        assert_eq!(membership.partitions(), [0], "given anew");
+    }
+}

@@ -111,15 +111,22 @@ impl World {
             let is_news = |(it, _): &&(Owned, bool)| {
                 side.released.get(&place(it)).is_none_or(|released| it.epoch > *released)
             };
-            let owned: Vec<(Owned, bool)> = owned.iter().filter(is_news).cloned().collect();
+            let (owned, unheard): (Vec<_>, Vec<_>) =
+                owned.iter().cloned().partition(|it| is_news(&it));
             side.wanted_back =
                 owned.iter().filter(|(_, wanted)| *wanted).map(|(it, _)| place(it)).collect();
             side.reads = owned.iter().map(|(it, _)| (place(it), it.epoch)).collect();
+            if !unheard.is_empty() {
+                let unheard: Vec<Owned> = unheard.into_iter().map(|(it, _)| it).collect();
+                self.group.release(id, &unheard);
+                self.settle();
+            }
         }
     }
 
-    /// A member releases one partition that is wanted back, and reads it no more.
-    fn release(&mut self, id: &str) {
+    /// A member releases one partition that is wanted back, and reads it no more. `is_heard` is false if the coordinator dies before
+    /// that is stored.
+    fn release(&mut self, id: &str, is_heard: bool) {
         let Some(side) = self.sides.get_mut(id) else { return };
         if side.is_frozen || side.lease_ends <= self.now {
             return;
@@ -127,9 +134,33 @@ impl World {
         let Some(place) = side.wanted_back.pop_first() else { return };
         let Some(epoch) = side.reads.remove(&place) else { return };
         side.released.insert(place.clone(), epoch);
+        if !is_heard {
+            return self.fail_over();
+        }
         let owned = Owned { topic: place.0, partition: place.1, epoch };
         self.group.release(id, &[owned]);
         self.settle();
+    }
+
+    /// Another coordinator goes on from what is stored, and who is alive opens a stream to it.
+    fn fail_over(&mut self) {
+        let group = &self.group;
+        let members = group.members.values().map(|member| {
+            let owned = group.owned_by(&member.spec.member_id).map(|(place, owner)| {
+                let (topic, partition) = place.clone();
+                Owned { topic, partition, epoch: owner.epoch }
+            });
+            (member.spec.clone(), owned.collect())
+        });
+        self.group = Group::restore(self.now, group.epoch, members.collect::<Vec<_>>());
+        self.settle();
+        let (now, members) = (self.now, self.group.members.keys().cloned().collect::<Vec<_>>());
+        for id in members {
+            let is_awake = |side: &Side| !side.is_frozen && side.lease_ends > now;
+            if self.sides.get(&id).is_some_and(is_awake) {
+                self.join(&id);
+            }
+        }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -177,7 +208,7 @@ impl World {
             for id in ids {
                 self.heartbeat(id);
                 self.listen(id);
-                self.release(id);
+                self.release(id, true);
             }
             self.check();
         }
@@ -197,7 +228,7 @@ impl World {
             2 => self.sides.entry(id).or_default().is_frozen = true,
             3 => self.heartbeat(&id),
             4 | 5 => self.listen(&id),
-            6 => self.release(&id),
+            6 => self.release(&id, amount < 128),
             7 => self.pass(Duration::from_millis(u64::from(amount) * 20)),
             _ => {
                 self.partitions = (self.partitions + u32::from(amount % 3)).min(40);
@@ -206,6 +237,20 @@ impl World {
         }
         self.check();
     }
+}
+
+#[test]
+fn a_release_that_died_with_its_coordinator_is_said_to_the_next_one() {
+    let mut world = World::new();
+    world.join("a");
+    world.join("b");
+    while world.sides["a"].wanted_back.is_empty() {
+        world.listen("a");
+    }
+    world.release("a", false);
+    world.calm_down();
+    assert_eq!(world.group.owned_by("b").count(), 3);
+    assert_eq!(world.sides["a"].reads.len(), 4);
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use highwater_client::{Client, Record};
+use highwater_client::{ClientBuilder, Record};
 
 use crate::args::Output;
 use crate::env::{Clock, spawn};
@@ -55,8 +55,8 @@ impl Noted {
 }
 
 pub(crate) async fn run(args: &FailoverArgs) -> anyhow::Result<String> {
-    let client = Client::builder().servers(args.servers.as_str()).client_id("bench").connect();
-    let client = client.await?;
+    let builder = ClientBuilder::from_env()?.servers(args.servers.as_str()).client_id("bench");
+    let client = builder.connect().await?;
     let producer = client.producer(&args.topic).partition(0).build();
     let record = || Record::new("x");
     // The first one pays for connections.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use highwater_client::{Client, NewTopic, reason};
+use highwater_client::{Client, ClientBuilder, NewTopic, reason};
 
 use crate::args::{Cli, Command, Load, Output};
 use crate::processes::Processes;
@@ -57,7 +57,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn measure(kind: &'static str, load: &Load) -> anyhow::Result<()> {
-    let client = Client::builder()
+    let client = ClientBuilder::from_env()?
         .servers(load.servers.as_str())
         .client_id("bench")
         .connect_timeout(CONNECT_TIMEOUT)

@@ -20,7 +20,7 @@ use crate::config::{BoundAddresses, Config, DEFAULT_LISTENER};
 use crate::env::{Clock, SystemClock, Tasks, random_seed};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::rpc::{GrpcPeerCalls, GrpcPeerStreams, Servers, Shared};
+use crate::rpc::{ClientTls, GrpcPeerCalls, GrpcPeerStreams, Servers, Shared};
 
 /// How often the node is asked whether it serves.
 const READY_CHECK: Duration = Duration::from_millis(100);
@@ -88,6 +88,7 @@ impl Broker {
         config
             .validate()
             .map_err(|error| StartError::Config { key: "configuration", why: error.to_string() })?;
+        let client_tls = ClientTls::load(&config)?;
         let sockets = Sockets::bind(&config).await?;
         let addresses = sockets.addresses()?;
         let http_address = sockets.http.local_addr()?;
@@ -118,7 +119,7 @@ impl Broker {
             config,
         );
         let (closing, closing_seen) = watch::channel(false);
-        let servers = Servers::new(Arc::new(shared), closing_seen.clone());
+        let servers = Servers::new(Arc::new(shared), client_tls, closing_seen.clone());
         servers.set_serving(false).await;
         let (ready_sender, ready) = watch::channel(false);
         let watcher =

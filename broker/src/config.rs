@@ -141,6 +141,17 @@ pub struct NamedListener {
     pub advertise: Option<String>,
 }
 
+/// `tls.*`: the client listeners. Certificate and key go together; without them clients are served in plain text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsSection {
+    /// The certificate that clients are shown, with its intermediates behind it (PEM).
+    pub cert_file: Option<PathBuf>,
+    /// Its private key (PEM).
+    pub key_file: Option<PathBuf>,
+    /// Authorities whose certificates clients must show one of (PEM); `None`: clients need none.
+    pub client_ca_file: Option<PathBuf>,
+}
+
 /// `raft.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaftSection {
@@ -256,6 +267,8 @@ pub struct Config {
     pub listen: ListenSection,
     /// Further client listeners, by name.
     pub listeners: BTreeMap<String, NamedListener>,
+    /// TLS for clients.
+    pub tls: TlsSection,
     /// Raft's clock.
     pub raft: RaftSection,
     /// What goes on among the nodes.
@@ -387,6 +400,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_addresses()?;
         self.validate_seeds()?;
+        self.validate_tls()?;
         let conflict =
             |key: &str, why: String| Err(ConfigError::Conflict { key: key.to_owned(), why });
         if self.raft.election_ticks <= 2 * self.raft.heartbeat_ticks {
@@ -453,6 +467,26 @@ impl Config {
         Ok(())
     }
 
+    fn validate_tls(&self) -> Result<(), ConfigError> {
+        let conflict = |key: &str, why: &str| {
+            Err(ConfigError::Conflict { key: key.to_owned(), why: why.to_owned() })
+        };
+        match &self.tls {
+            TlsSection { cert_file: Some(_), key_file: None, .. } => {
+                conflict("tls.key_file", "is missing: tls.cert_file is of no use without its key")
+            }
+            TlsSection { cert_file: None, key_file: Some(_), .. } => conflict(
+                "tls.cert_file",
+                "is missing: tls.key_file is of no use without its certificate",
+            ),
+            TlsSection { cert_file: None, client_ca_file: Some(_), .. } => conflict(
+                "tls.client_ca_file",
+                "clients can show certificates only where TLS is on: set tls.cert_file and tls.key_file too",
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Key and value of every bound address, with key and value of what is advertised for it.
     fn bindings(&self) -> Vec<(String, String, Option<String>, Option<String>)> {
         let mut all = vec![
@@ -483,15 +517,23 @@ impl Config {
 
     /// What is allowed but should be known, one line each.
     pub fn warnings(&self) -> Vec<String> {
-        self.bindings()
-            .into_iter()
+        let warning = |key: &str, bind: &str| {
+            let lacks = match key {
+                "listen.http" => "TLS or authentication",
+                "listen.internal" => "TLS or authentication",
+                _ if self.tls.cert_file.is_none() => "TLS or authentication",
+                // Whoever has no certificate does not get in.
+                _ if self.tls.client_ca_file.is_some() => return None,
+                _ => "authentication (tls.client_ca_file)",
+            };
+            Some(format!(
+                "{key} = {bind} is reachable from other machines without {lacks}: keep it in a trusted network"
+            ))
+        };
+        let bindings = self.bindings().into_iter();
+        bindings
             .filter(|(_, bind, ..)| split_address(bind).is_ok_and(|(host, _)| !is_loopback(host)))
-            .map(|(key, bind, ..)| {
-                format!(
-                    "{key} = {bind} is reachable from other machines without TLS or authentication: \
-                     keep it in a trusted network"
-                )
-            })
+            .filter_map(|(key, bind, ..)| warning(&key, &bind))
             .collect()
     }
 

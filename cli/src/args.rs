@@ -37,12 +37,28 @@ pub(crate) struct Global {
     /// A named set of addresses, see `broker-cli profile`.
     #[arg(long, global = true, value_name = "NAME", env = "HIGHWATER_PROFILE")]
     pub(crate) profile: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// How long to wait for the cluster, for example 500ms, 5s, 2m.
     #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     /// Do not ask before something is deleted.
     #[arg(short = 'y', long, global = true)]
     pub(crate) yes: bool,
+}
+
+/// What TLS is done with; any of them turns it on, as `https://` before the addresses does.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Tls {
+    /// Authorities to believe instead of the system's (PEM).
+    #[arg(long, global = true, value_name = "FILE", env = "HIGHWATER_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The certificate to show the brokers (PEM); goes with --key-file.
+    #[arg(long, global = true, value_name = "FILE", env = "HIGHWATER_CERT_FILE")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, global = true, value_name = "FILE", env = "HIGHWATER_KEY_FILE")]
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 /// `-o` behind the verb.
@@ -377,7 +393,7 @@ pub(crate) enum Cluster {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Profile {
-    /// Store addresses under a name; the first profile is used from then on.
+    /// Store addresses under a name, with the files for TLS; the first profile is used from then on.
     Create {
         /// The profile's name.
         name: String,

@@ -17,14 +17,14 @@ use highwater_client::{Client, SERVERS_VARIABLE};
 use crate::args::{Cluster, Command, Global, Out};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
-use crate::profile::{self as profiles, Profiles};
+use crate::profile::{self as profiles, Profile, Profiles};
 use crate::shapes::VersionShape;
 
 /// What every verb that talks to a cluster needs.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// Addresses, comma separated.
-    pub(crate) servers: String,
+    /// What to connect to.
+    profile: Profile,
     /// How long to wait for the cluster.
     pub(crate) timeout: Duration,
     /// Whether `--yes` was given.
@@ -36,7 +36,7 @@ pub(crate) struct Session {
 impl Session {
     /// Finds out which cluster is meant; does not connect yet.
     pub(crate) fn new(global: Global, output: Option<Format>) -> Result<Self, Failure> {
-        let servers = profiles::servers(
+        let profile = profiles::servers(
             global.server,
             global.profile.as_deref(),
             std::env::var(SERVERS_VARIABLE).ok(),
@@ -45,13 +45,15 @@ impl Session {
                 None => Ok(Profiles::default()),
             },
         )?;
-        Ok(Self { servers, timeout: global.timeout, yes: global.yes, output })
+        let profile = profile.with_tls(global.tls);
+        Ok(Self { profile, timeout: global.timeout, yes: global.yes, output })
     }
 
     /// Connects, within the timeout.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
-        let client = Client::builder()
-            .servers(self.servers.as_str())
+        let client = self
+            .profile
+            .builder()?
             .client_id("broker-cli")
             .connect_timeout(self.timeout)
             .request_timeout(self.timeout)
@@ -99,10 +101,9 @@ pub(crate) async fn run(session: Session, command: Command) -> Result<(), Failur
         Command::Cluster(verb) => run_cluster(&session, verb).await,
         Command::Group(verb) => group::run(&session, verb).await,
         Command::Service(_) => Err(Failure::later("'service'")),
-        Command::Profile(verb) => profile::run(verb, session.output),
         Command::Version { out } => version(session.format(out)),
-        // Printed before there is a session.
-        Command::Completion { .. } => Ok(()),
+        // Done before there is a session.
+        Command::Completion { .. } | Command::Profile(_) => Ok(()),
     }
 }
 

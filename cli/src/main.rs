@@ -47,7 +47,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Version { out } => commands::version(out.format.or(output).unwrap_or_default()),
-        Command::Profile(verb) => commands::profile::run(verb, output),
+        Command::Profile(verb) => commands::profile::run(verb, global.tls, output),
         command => {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

@@ -1,4 +1,4 @@
-//! Profiles: named sets of broker addresses in a small TOML file.
+//! Profiles: named sets of broker addresses, and files for TLS, in a small TOML file.
 //!
 //! Owns: that file. Never: connects.
 
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use highwater_client::{Client, ClientBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
@@ -27,8 +28,49 @@ pub(crate) struct Profiles {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Profile {
-    /// `host:port`, comma separated.
+    /// `host:port`, comma separated; `https://` before it for TLS.
     pub(crate) servers: String,
+    /// Authorities to believe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The certificate to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cert_file: Option<PathBuf>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+impl Profile {
+    /// With the files that the command line names, which win.
+    pub(crate) fn with_tls(self, tls: args::Tls) -> Self {
+        Self {
+            servers: self.servers,
+            ca_file: tls.ca_file.or(self.ca_file),
+            cert_file: tls.cert_file.or(self.cert_file),
+            key_file: tls.key_file.or(self.key_file),
+        }
+    }
+
+    /// A client that is set up with all of it.
+    pub(crate) fn builder(&self) -> Result<ClientBuilder, Failure> {
+        let mut builder = Client::builder().servers(self.servers.as_str());
+        if let Some(path) = &self.ca_file {
+            builder = builder.tls_ca_file(path);
+        }
+        match (&self.cert_file, &self.key_file) {
+            (None, None) => Ok(builder),
+            (Some(certificate), Some(key)) => Ok(builder.tls_identity_files(certificate, key)),
+            _ => Err(Failure::new(Exit::Usage, "a certificate goes with its key")
+                .mend("give both --cert-file and --key-file, or none")),
+        }
+    }
+}
+
+impl From<String> for Profile {
+    fn from(servers: String) -> Self {
+        Self { servers, ca_file: None, cert_file: None, key_file: None }
+    }
 }
 
 impl Profiles {
@@ -73,26 +115,26 @@ pub(crate) fn file() -> Result<PathBuf, Failure> {
     })
 }
 
-/// The addresses to use: `--server`, then `--profile`, then `HIGHWATER_SERVERS`, then the profile in use, then loopback.
+/// What to connect to: `--server`, then `--profile`, then `HIGHWATER_SERVERS`, then the profile in use, then loopback.
 pub(crate) fn servers(
     server: Option<String>,
     profile: Option<&str>,
     variable: Option<String>,
     load: impl Fn() -> Result<Profiles, Failure>,
-) -> Result<String, Failure> {
+) -> Result<Profile, Failure> {
     if let Some(server) = server {
-        return Ok(server);
+        return Ok(server.into());
     }
     if let Some(name) = profile {
-        return Ok(load()?.get(name)?.servers.clone());
+        return Ok(load()?.get(name)?.clone());
     }
     if let Some(variable) = variable.filter(|value| !value.is_empty()) {
-        return Ok(variable);
+        return Ok(variable.into());
     }
     let profiles = load()?;
     match &profiles.current {
-        Some(name) => Ok(profiles.get(name)?.servers.clone()),
-        None => Ok("127.0.0.1:7420".to_owned()),
+        Some(name) => Ok(profiles.get(name)?.clone()),
+        None => Ok("127.0.0.1:7420".to_owned().into()),
     }
 }
 
@@ -101,7 +143,7 @@ mod tests {
     use super::*;
 
     fn two() -> Profiles {
-        let profile = |servers: &str| Profile { servers: servers.to_owned() };
+        let profile = |servers: &str| Profile::from(servers.to_owned());
         Profiles {
             current: Some("a".to_owned()),
             profiles: [("a".to_owned(), profile("a:1")), ("b".to_owned(), profile("b:1"))].into(),
@@ -113,13 +155,25 @@ mod tests {
         let chosen = |server: Option<&str>, profile, variable: Option<&str>| {
             servers(server.map(str::to_owned), profile, variable.map(str::to_owned), || Ok(two()))
                 .unwrap()
+                .servers
         };
         assert_eq!(chosen(Some("s:1"), Some("b"), Some("v:1")), "s:1");
         assert_eq!(chosen(None, Some("b"), Some("v:1")), "b:1");
         assert_eq!(chosen(None, None, Some("v:1")), "v:1");
         assert_eq!(chosen(None, None, None), "a:1");
         let default = servers(None, None, None, || Ok(Profiles::default())).unwrap();
-        assert_eq!(default, "127.0.0.1:7420");
+        assert_eq!(default.servers, "127.0.0.1:7420");
+    }
+
+    #[test]
+    fn files_named_on_the_command_line_win_over_those_of_the_profile() {
+        let profile = Profile { ca_file: Some("a.pem".into()), ..Profile::from("h".to_owned()) };
+        let tls = args::Tls { cert_file: Some("c.pem".into()), ..args::Tls::default() };
+        let profile = profile.with_tls(tls);
+        assert_eq!(profile.ca_file.as_deref(), Some(Path::new("a.pem")));
+        assert_eq!(profile.builder().unwrap_err().exit_code(), 2, "a certificate without its key");
+        let tls = args::Tls { ca_file: Some("b.pem".into()), ..args::Tls::default() };
+        assert_eq!(profile.with_tls(tls).ca_file.as_deref(), Some(Path::new("b.pem")));
     }
 
     #[test]

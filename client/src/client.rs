@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::admin::Admin;
-use crate::config::{Backoff, ClientBuilder, ClientConfig, SERVERS_VARIABLE};
+use crate::config::{Backoff, ClientBuilder, ClientConfig};
 use crate::connections::Connections;
 use crate::consumer::ConsumerBuilder;
 use crate::env::Env;
@@ -44,12 +44,10 @@ impl Client {
         Self::builder().servers(servers).connect().await
     }
 
-    /// Connects to the addresses in the environment variable `HIGHWATER_SERVERS`, or to `127.0.0.1:7420` if it is not set.
+    /// Connects to the addresses in the environment variable `HIGHWATER_SERVERS`, or to `127.0.0.1:7420` if it is not set. The
+    /// variables `HIGHWATER_CA_FILE`, `HIGHWATER_CERT_FILE` and `HIGHWATER_KEY_FILE` name PEM files for TLS.
     pub async fn from_env() -> Result<Self, ConnectError> {
-        match std::env::var(SERVERS_VARIABLE) {
-            Ok(servers) => Self::connect(&servers).await,
-            Err(_unset) => Self::builder().connect().await,
-        }
+        ClientBuilder::from_env()?.connect().await
     }
 
     /// For more settings than addresses.
@@ -60,8 +58,7 @@ impl Client {
     pub(crate) async fn connect_with(config: ClientConfig, env: Env) -> Result<Self, ConnectError> {
         let after = config.connect_timeout;
         let deadline = env.now() + after;
-        let client_id = config.client_id.clone();
-        let connections = Connections::new(client_id, config.connect_timeout, env.clone());
+        let connections = Connections::new(&config, env.clone());
         let metadata = Metadata::new(&config, env.clone());
         let shared = Shared { config, env, connections, metadata };
         let client = Self { shared: Arc::new(shared) };

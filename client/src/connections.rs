@@ -1,6 +1,6 @@
 //! Connections to brokers, one for each address, and the generated stubs on top of them.
 //!
-//! Owns: HTTP/2 settings and message limits. Never: retries; a channel reconnects by itself with the next call.
+//! Owns: HTTP/2 settings, TLS and message limits. Never: retries; a channel reconnects by itself with the next call.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use highwater_proto::v1::producer_service_client::ProducerServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use parking_lot::Mutex;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
+use crate::config::ClientConfig;
 use crate::env::Env;
 use crate::error::{Refusal, reason};
 
@@ -43,14 +44,22 @@ pub(crate) const FEATURE_LEVEL: u32 = 1;
 pub(crate) struct Connections {
     client_id: String,
     connect_timeout: Duration,
+    tls: Option<ClientTlsConfig>,
     env: Env,
     channels: Mutex<HashMap<Arc<str>, Channel>>,
 }
 
 impl Connections {
-    pub(crate) fn new(client_id: String, connect_timeout: Duration, env: Env) -> Self {
-        let connect_timeout = connect_timeout.min(TCP_CONNECT_MAX);
-        Self { client_id, connect_timeout, env, channels: Mutex::default() }
+    pub(crate) fn new(config: &ClientConfig, env: Env) -> Self {
+        let client_id = config.client_id.clone();
+        let connect_timeout = config.connect_timeout.min(TCP_CONNECT_MAX);
+        Self {
+            client_id,
+            connect_timeout,
+            tls: config.tls.clone(),
+            env,
+            channels: Mutex::default(),
+        }
     }
 
     /// The longest a connection may take to come up.
@@ -85,7 +94,13 @@ impl Connections {
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
-        Ok(Endpoint::from_shared(format!("http://{address}"))?
+        let endpoint = match &self.tls {
+            None => Endpoint::from_shared(format!("http://{address}"))?,
+            Some(tls) => {
+                Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls.clone())?
+            }
+        };
+        Ok(endpoint
             .user_agent(CLIENT_VERSION)?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{
     ClusterSection, Config, GroupsSection, LimitsSection, ListenSection, LogFormat, LogSection,
-    NamedListener, NodeSection, RaftSection, StorageSection, TopicsSection,
+    NamedListener, NodeSection, RaftSection, StorageSection, TlsSection, TopicsSection,
 };
 
 /// One key of the configuration.
@@ -85,6 +85,24 @@ macro_rules! advertise {
     };
 }
 
+macro_rules! file {
+    ($name:literal, $section:ident.$field:ident) => {
+        Key {
+            name: $name,
+            values: "a PEM file, or nothing",
+            set: |config, text| {
+                config.$section.$field =
+                    Some(text).filter(|text| !text.is_empty()).map(PathBuf::from);
+                Ok(())
+            },
+            get: |config| {
+                let path = config.$section.$field.as_deref();
+                path.map(|path| path.display().to_string()).unwrap_or_default()
+            },
+        }
+    };
+}
+
 /// Every key, in the order of the documentation.
 pub(super) const KEYS: &[Key] = &[
     Key {
@@ -144,6 +162,9 @@ pub(super) const KEYS: &[Key] = &[
     address!("listen.internal", internal),
     advertise!("listen.internal_advertise", internal_advertise),
     address!("listen.http", http),
+    file!("tls.cert_file", tls.cert_file),
+    file!("tls.key_file", tls.key_file),
+    file!("tls.client_ca_file", tls.client_ca_file),
     number!("raft.tick_ms", raft.tick_ms, 1..=10_000),
     number!("raft.heartbeat_ticks", raft.heartbeat_ticks, 1..=1_000),
     number!("raft.election_ticks", raft.election_ticks, 3..=10_000),
@@ -228,6 +249,7 @@ pub(super) fn defaults() -> Config {
             http: "127.0.0.1:7422".to_owned(),
         },
         listeners: BTreeMap::new(),
+        tls: TlsSection::default(),
         raft: RaftSection { tick_ms: 50, heartbeat_ticks: 2, election_ticks: 10 },
         cluster: ClusterSection { moves_max: 4, leader_balance_ms: 300_000, replace_damaged: true },
         topics: TopicsSection {

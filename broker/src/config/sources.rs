@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Origin, read_text};
+use super::{ConfigError, Origin, keys, read_text};
 
 /// Prefix of the environment variables that are ours. Everything that begins with it must be a known key.
 const ENVIRONMENT_PREFIX: &str = "HIGHWATER__";
@@ -143,15 +143,18 @@ fn from_environment(
     for (name, value) in environment {
         let Some(tail) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
         let origin = Origin::Environment(name.clone());
-        let (tail, value) = match tail.strip_suffix(FILE_SUFFIX) {
+        let key_of = |tail: &str| tail.to_ascii_lowercase().replace("__", ".");
+        // A key whose own name ends like this holds a path, not what is in the file.
+        let value_is_in_file =
+            tail.strip_suffix(FILE_SUFFIX).filter(|_| keys::find(&key_of(tail)).is_none());
+        let (tail, value) = match value_is_in_file {
             Some(tail) => {
                 let text = read_text(Path::new(&value), &origin)?;
                 (tail, text.trim_end_matches(['\n', '\r']).to_owned())
             }
             None => (tail, value),
         };
-        let key = tail.to_ascii_lowercase().replace("__", ".");
-        all.push(Assignment { key, value, origin });
+        all.push(Assignment { key: key_of(tail), value, origin });
     }
     // The environment has no order; errors should.
     all.sort_by(|a, b| a.key.cmp(&b.key));

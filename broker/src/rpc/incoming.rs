@@ -1,4 +1,4 @@
-//! Accepting connections: TCP_NODELAY, the bound on how many, and what every connection carries along.
+//! Accepting connections: TCP_NODELAY, TLS, the bound on how many, and what every connection carries along.
 //!
 //! Owns: the sockets until they close. Never: what is said on them.
 
@@ -8,17 +8,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::{TlsAcceptor, TlsStream};
 use tonic::transport::server::Connected;
 
 use super::in_flight::{ByteBudget, InFlight};
+use super::tls::ClientTls;
 use crate::metrics::{GaugeGuard, Metrics};
 
 /// Pause after a failed accept (no file descriptors left, for example), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// TLS handshakes of one listener that go on at the same time; further connections wait to be accepted.
+const HANDSHAKES_MAX: usize = 1_024;
+
+/// Longest TLS handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// What connections of one node share.
 #[derive(Debug)]
@@ -40,28 +48,50 @@ pub(super) struct Connection {
     pub(super) in_flight: Arc<InFlight>,
 }
 
-/// An accepted connection; counted until it is dropped.
+/// An accepted connection with what it carries along; what counts it is dropped with it.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    wire: Wire,
     connection: Connection,
-    _permit: OwnedSemaphorePermit,
-    _gauge: GaugeGuard,
+    _counted: Counted,
 }
 
-/// Connections as they come in. Never ends and never fails: what fails is logged and the next one is waited for.
+/// Counts a connection for as long as it is open.
+type Counted = (OwnedSemaphorePermit, GaugeGuard);
+
+/// The bytes of a connection, as they are or encrypted.
+#[derive(Debug)]
+pub(super) enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connections as they come in. Never ends and never fails: what fails is logged and the next one is waited for. A connection
+/// that takes its time over the TLS handshake does not keep others waiting.
 pub(super) fn incoming(
     listener: TcpListener,
     limits: Arc<ConnectionLimits>,
+    tls: Option<Arc<ClientTls>>,
 ) -> impl Stream<Item = io::Result<Socket>> {
-    futures::stream::unfold((listener, limits), |(listener, limits)| async move {
+    let admitted = accepted(listener).filter_map(move |stream| {
+        let admitted = admit(stream, &limits);
+        std::future::ready(admitted)
+    });
+    let begun = admitted.map(move |(stream, connection, counted)| {
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor());
+        async move {
+            let wire = shake_hands(stream, acceptor).await?;
+            Some(Ok(Socket { wire, connection, _counted: counted }))
+        }
+    });
+    begun.buffer_unordered(HANDSHAKES_MAX).filter_map(std::future::ready)
+}
+
+fn accepted(listener: TcpListener) -> impl Stream<Item = TcpStream> {
+    futures::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Some(socket) = admit(stream, &limits) {
-                        return Some((Ok(socket), (listener, limits)));
-                    }
-                }
+                Ok((stream, _)) => return Some((stream, listener)),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -71,28 +101,36 @@ pub(super) fn incoming(
     })
 }
 
+/// The connection ready for use, or `None`, which closes it.
+async fn shake_hands(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<Wire> {
+    if let Err(error) = stream.set_nodelay(true) {
+        // The connection may be gone already; reading from it will say so.
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let Some(acceptor) = acceptor else { return Some(Wire::Plain(stream)) };
+    let peer = stream.peer_addr().ok();
+    match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Wire::Tls(Box::new(TlsStream::Server(stream)))),
+        Ok(Err(error)) => tracing::debug!(?peer, %error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!(?peer, "a TLS handshake was not done within {HANDSHAKE_MAX:?}"),
+    }
+    None
+}
+
 /// Counts a connection in, or closes it when there are too many.
-fn admit(stream: TcpStream, limits: &ConnectionLimits) -> Option<Socket> {
+fn admit(stream: TcpStream, limits: &ConnectionLimits) -> Option<(TcpStream, Connection, Counted)> {
     let Ok(permit) = Arc::clone(&limits.connections).try_acquire_owned() else {
         limits.metrics.connection_refused();
         tracing::debug!("a connection was closed at once: limits.connections is reached");
         return None;
     };
-    if let Err(error) = stream.set_nodelay(true) {
-        // The connection may be gone already; reading from it will say so.
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
-    }
     let in_flight = InFlight::new(
         limits.connection_bytes_max,
         Arc::clone(&limits.node_bytes),
         Arc::clone(&limits.metrics),
     );
-    Some(Socket {
-        stream,
-        connection: Connection { in_flight: Arc::new(in_flight) },
-        _permit: permit,
-        _gauge: limits.metrics.connection_opened(),
-    })
+    let connection = Connection { in_flight: Arc::new(in_flight) };
+    Some((stream, connection, (permit, limits.metrics.connection_opened())))
 }
 
 impl Connected for Socket {
@@ -109,7 +147,7 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        Pin::new(&mut self.wire).poll_read(context, buffer)
     }
 }
 
@@ -119,7 +157,7 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(&mut self.wire).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -127,18 +165,76 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        Pin::new(&mut self.wire).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.wire).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.wire).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }

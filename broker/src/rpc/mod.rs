@@ -24,6 +24,7 @@ mod produce_stream;
 mod raft_transport;
 mod status;
 mod subscribe;
+mod tls;
 mod topics;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 pub(crate) use door::Shared;
 pub(crate) use peer_calls::GrpcPeerCalls;
 pub(crate) use peer_streams::GrpcPeerStreams;
+pub(crate) use tls::ClientTls;
 
 use door::Door;
 use in_flight::ByteBudget;
@@ -89,11 +91,16 @@ pub(crate) struct Servers {
     limits: Arc<ConnectionLimits>,
     health: HealthReporter,
     closing: watch::Receiver<bool>,
+    client_tls: Option<Arc<ClientTls>>,
 }
 
 impl Servers {
     /// Nothing is served yet. `closing` turning true, or its sender's end, ends every server and stream between nodes.
-    pub(crate) fn new(shared: Arc<Shared>, closing: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        client_tls: Option<Arc<ClientTls>>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
         let config = &shared.config.limits;
         let connections = usize::try_from(config.connections).unwrap_or(Semaphore::MAX_PERMITS);
         let limits = ConnectionLimits {
@@ -102,7 +109,13 @@ impl Servers {
             node_bytes: Arc::new(ByteBudget::new(config.in_flight_bytes)),
             metrics: Arc::clone(&shared.metrics),
         };
-        Self { shared, limits: Arc::new(limits), health: HealthReporter::new(), closing }
+        Self {
+            shared,
+            limits: Arc::new(limits),
+            health: HealthReporter::new(),
+            closing,
+            client_tls,
+        }
     }
 
     /// What grpc.health.v1 answers, for the server as a whole and for every service.
@@ -159,7 +172,7 @@ impl Servers {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .serve_with_incoming_shutdown(
-                incoming::incoming(socket, self.limits),
+                incoming::incoming(socket, self.limits, self.client_tls),
                 closed(self.closing),
             )
             .await?;

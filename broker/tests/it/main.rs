@@ -2,10 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
 mod bad_input;
+mod certs;
 mod cluster;
 mod consume;
 mod front;
 mod groups;
 mod harness;
 mod produce;
+mod tls;
 mod topics;

@@ -2,13 +2,15 @@
 //!
 //! Owns: these verbs. Never: connects.
 
-use crate::args::Profile as Verb;
+use std::path::PathBuf;
+
+use crate::args::{Profile as Verb, Tls};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, notice, table};
 use crate::profile::{Profile, Profiles, file};
 use crate::shapes::ProfileShape;
 
-pub(crate) fn run(verb: Verb, output: Option<Format>) -> Result<(), Failure> {
+pub(crate) fn run(verb: Verb, tls: Tls, output: Option<Format>) -> Result<(), Failure> {
     let path = file()?;
     let mut profiles = Profiles::load(&path)?;
     match verb {
@@ -17,7 +19,10 @@ pub(crate) fn run(verb: Verb, output: Option<Format>) -> Result<(), Failure> {
                 return Err(Failure::error(format!("there is a profile '{name}' already"))
                     .mend(format!("'broker-cli profile delete {name}' first")));
             }
-            profiles.profiles.insert(name.clone(), Profile { servers });
+            // The profile is used from other folders than this one.
+            let profile = Profile::from(servers).with_tls(absolute(tls));
+            profile.builder()?;
+            profiles.profiles.insert(name.clone(), profile);
             profiles.current.get_or_insert_with(|| name.clone());
             profiles.save(&path)?;
             notice(&format!("created profile {name}"));
@@ -61,4 +66,13 @@ pub(crate) fn run(verb: Verb, output: Option<Format>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn absolute(tls: Tls) -> Tls {
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    Tls {
+        ca_file: tls.ca_file.map(absolute),
+        cert_file: tls.cert_file.map(absolute),
+        key_file: tls.key_file.map(absolute),
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use clap::Parser;
 use futures::StreamExt;
-use highwater_client::{Client, Start};
+use highwater_client::{ClientBuilder, Start};
 use highwater_examples::flight::Departure;
 
 /// Prints the mean departure delay of each carrier.
@@ -35,7 +35,7 @@ struct Tally {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let client = Client::connect(&cli.servers).await?;
+    let client = ClientBuilder::from_env()?.servers(&cli.servers).connect().await?;
     let mut events = client.consumer(&cli.topic).start(Start::Earliest).subscribe().await?;
     let mut carriers: BTreeMap<String, Tally> = BTreeMap::new();
     let mut seen = 0_u64;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use highwater_client::{Client, Compression, Record};
+use highwater_client::{ClientBuilder, Compression, Record};
 use highwater_examples::flight::departures;
 
 /// Publishes the departures of a flights file.
@@ -29,7 +29,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let client = Client::connect(&cli.servers).await?;
+    let client = ClientBuilder::from_env()?.servers(&cli.servers).connect().await?;
     let producer = client
         .producer(&cli.topic)
         .linger(Duration::from_millis(5))

@@ -16,7 +16,9 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use highwater_client::{Acks, Client, Event, Events, NewTopic, Record, Start, Ticket};
+use highwater_client::{
+    Acks, Client, ClientBuilder, Event, Events, NewTopic, Record, Start, Ticket,
+};
 use highwater_examples::check::Checker;
 use highwater_examples::env::{Stopwatch, spawn};
 use highwater_examples::flight::{Departure, departures};
@@ -191,7 +193,7 @@ fn judge(path: &std::path::Path) -> anyhow::Result<bool> {
 }
 
 async fn connect(servers: &str) -> anyhow::Result<Client> {
-    let client = Client::builder()
+    let client = ClientBuilder::from_env()?
         .servers(servers)
         .client_id("flights")
         .connect_timeout(Duration::from_secs(15))

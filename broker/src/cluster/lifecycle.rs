@@ -503,6 +503,14 @@ impl Node {
         self.inner.lock.lock().take();
     }
 
+    /// Ends the node's threads and lets go of its directory without handing anything over. Blocks.
+    pub fn abandon(&self) {
+        self.inner.cancel.cancel();
+        self.inner.deps.streams.close();
+        self.inner.engine.stop();
+        self.inner.lock.lock().take();
+    }
+
     /// Moves every leadership that another node can take.
     async fn hand_over_leaderships(&self) {
         loop {

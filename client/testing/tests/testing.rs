@@ -1,0 +1,148 @@
+//! What the crate for tests promises: real brokers, faults that are felt, time that passes.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use highwater_client::{Client, NewTopic, Record, SendError};
+use highwater_testing::{Broker, Cluster, soon, until};
+
+const TOPIC: &str = "orders";
+
+async fn publish(client: &Client, value: &str) -> Result<i64, SendError> {
+    let producer = client.producer(TOPIC).build();
+    let sent = async { producer.send(("key", value.to_owned())).await?.await };
+    soon("publishing", sent).await.map(|ack| ack.offset)
+}
+
+async fn values(cluster: &Cluster) -> Vec<String> {
+    let text = |event: &highwater_client::Event| event.value_str().unwrap_or("?").to_owned();
+    cluster.records(TOPIC).await.iter().map(text).collect()
+}
+
+#[tokio::test]
+async fn a_restarted_broker_keeps_its_port_and_its_events() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 3).await;
+    let client = broker.client().await;
+    publish(&client, "a").await.unwrap();
+    broker.restart().await;
+    publish(&client, "b").await.unwrap();
+    assert_eq!(values(&broker).await, ["a", "b"]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_broker_refuses_until_it_is_started_again() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    publish(&client, "a").await.unwrap();
+    broker.kill(0).await;
+    let patience = Duration::from_millis(200);
+    let producer = client.producer(TOPIC).delivery_timeout(patience).build();
+    let error = async { producer.send("lost").await?.await };
+    assert!(soon("giving up", error).await.is_err());
+    broker.start_again(0).await;
+    publish(&client, "b").await.unwrap();
+    assert_eq!(values(&broker).await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn what_was_written_and_not_answered_is_known_to_be_uncertain() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).delivery_timeout(Duration::from_secs(2)).build();
+    soon("publishing", async { producer.send("a").await?.await }).await.unwrap();
+    broker.faults().lose_answers();
+    let error = soon("giving up", async { producer.send("b").await?.await }).await.unwrap_err();
+    assert!(error.may_have_been_written(), "{error}");
+    broker.faults().clear();
+    assert_eq!(values(&broker).await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_producer_outlives_connections_that_are_cut() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).build();
+    for number in 0..20 {
+        if number % 5 == 0 {
+            broker.faults().cut();
+        }
+        let sent = async { producer.send(number.to_string()).await?.await };
+        soon("publishing", sent).await.unwrap();
+    }
+    let expected: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    assert_eq!(values(&broker).await, expected);
+}
+
+#[tokio::test]
+async fn a_network_that_refuses_is_well_again_when_cleared() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    broker.faults().refuse();
+    let hurried = client.producer(TOPIC).delivery_timeout(Duration::from_millis(200)).build();
+    let refused = soon("giving up", async { hurried.send("a").await?.await }).await;
+    assert!(refused.is_err());
+    broker.faults().clear();
+    publish(&client, "b").await.unwrap();
+}
+
+#[tokio::test]
+async fn events_published_again_are_equal_to_the_first() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 2).await;
+    let producer = broker.client().await.producer(TOPIC).build();
+    let record = Record::new("placed").with_key("k").with_header("ce_id", "1");
+    soon("publishing", async { producer.send(record).await?.await }).await.unwrap();
+    broker.publish_again(TOPIC).await;
+    let records = broker.records(TOPIC).await;
+    assert_eq!(records.len(), 2);
+    let (first, again) = (&records[0], &records[1]);
+    assert_ne!(first.offset, again.offset);
+    assert_eq!(
+        (&first.key, &first.value, &first.headers, first.timestamp_ms),
+        (&again.key, &again.value, &again.headers, again.timestamp_ms)
+    );
+}
+
+#[tokio::test]
+async fn time_that_is_put_forward_passes_for_retention() {
+    let broker = Broker::start_with(|config| config.topics.retention_check_ms = 10).await;
+    let topic = NewTopic::new(TOPIC).partitions(1).config("retention.ms", "3600000");
+    broker.create(topic.config("segment.bytes", "1048576")).await;
+    let client = broker.client().await;
+    let large = "x".repeat(400_000);
+    for _ in 0..8 {
+        publish(&client, &large).await.unwrap();
+    }
+    let first = async || client.admin().get_topic(TOPIC).await.unwrap().partitions[0].clone();
+    assert_eq!(first().await.log_start_offset, 0);
+    broker.advance(Duration::from_secs(2 * 3600));
+    until("dropping what is old", async || first().await.log_start_offset > 0).await;
+}
+
+#[tokio::test]
+async fn leaders_move_and_fail_while_a_reader_goes_on() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_topic(TOPIC, 1).await;
+    let client = cluster.client().await;
+    let mut events = client.consumer(TOPIC).subscribe().await.unwrap();
+    publish(&client, "a").await.unwrap();
+    let leader = cluster.move_leader(TOPIC, 0).await;
+    publish(&client, "b").await.unwrap();
+    cluster.kill(leader).await;
+    publish(&client, "c").await.unwrap();
+    cluster.start_again(leader).await;
+    let mut read = Vec::new();
+    while read.len() < 3 {
+        match soon("reading", events.next()).await.unwrap() {
+            Ok(event) => read.push(event.value_str().unwrap().to_owned()),
+            Err(error) => assert!(error.is_retriable(), "{error}"),
+        }
+    }
+    assert_eq!(read, ["a", "b", "c"]);
+}

@@ -41,7 +41,7 @@ pub(crate) struct Metadata {
     pub(crate) next_group_id: GroupId,
     pub(crate) next_replica_id: ReplicaId,
     pub(crate) next_producer_id: i64,
-    /// Index of the last applied command; not part of the image, which stands at an index of its own.
+    /// Index of the last applied command. An image stands at an index of its own, which may be later: not every entry is a command.
     pub(crate) applied_index: u64,
 }
 
@@ -292,6 +292,7 @@ impl Metadata {
             cluster_id: self.cluster_id.clone(),
             feature_level: self.feature_level,
             version,
+            metadata_index: self.applied_index,
             nodes: self.nodes.values().map(|image| (image.id, node(image))).collect(),
             removed_nodes: self.removed_nodes.iter().copied().collect(),
             topics: self.topics.clone(),
@@ -316,6 +317,7 @@ impl Metadata {
             next_replica_id: self.next_replica_id,
             next_producer_id: self.next_producer_id,
             removed_node_ids: self.removed_nodes.iter().copied().collect(),
+            applied_index: self.applied_index,
         }
     }
 
@@ -341,7 +343,7 @@ impl Metadata {
             next_group_id: image.next_group_id,
             next_replica_id: image.next_replica_id,
             next_producer_id: image.next_producer_id,
-            applied_index: 0,
+            applied_index: image.applied_index,
         }
     }
 }
@@ -427,7 +429,10 @@ impl StateMachine for MetadataMachine {
     fn restore(&mut self, index: u64, image: &Bytes) -> Result<(), String> {
         let image = MetadataImage::decode(image.clone()).map_err(|error| error.to_string())?;
         self.state = Metadata::from_image(image);
-        self.state.applied_index = index;
+        if self.state.applied_index == 0 {
+            // Images did not always say it.
+            self.state.applied_index = index;
+        }
         self.publish();
         Ok(())
     }

@@ -16,6 +16,8 @@ pub struct ClusterView {
     pub feature_level: u32,
     /// Grows with every change, leaders included.
     pub version: u64,
+    /// Index of the last command of the metadata group that it reflects. Unlike the version, this means the same on every node.
+    pub metadata_index: u64,
     /// Nodes by id.
     pub nodes: BTreeMap<NodeId, NodeView>,
     /// Nodes that have left.

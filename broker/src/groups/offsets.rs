@@ -23,6 +23,8 @@ pub(crate) struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewOffset {
     pub(crate) topic: String,
+    /// Of the topic it was made in; empty if that does not matter.
+    pub(crate) topic_id: String,
     pub(crate) partition: u32,
     pub(crate) offset: i64,
     pub(crate) metadata: String,
@@ -55,7 +57,10 @@ impl Offsets {
     }
 
     /// Forgets what was made in a topic that is not there any more; `id_of` says which is. Answers with what is forgotten.
-    pub(super) fn forget_deleted(&mut self, id_of: impl Fn(&str) -> Option<String>) -> Vec<Place> {
+    pub(super) fn forget_deleted<'a>(
+        &mut self,
+        id_of: impl Fn(&str) -> Option<&'a str>,
+    ) -> Vec<Place> {
         let is_gone = |place: &Place, progress: &Progress| {
             id_of(&place.0).is_none_or(|id| id != progress.topic_id)
         };
@@ -108,8 +113,8 @@ mod tests {
         assert_eq!(offsets.get(&place()).unwrap().offset, 2);
         offsets.set(place(), progress(1, "b"));
         assert_eq!(offsets.get(&place()).unwrap().offset, 1);
-        assert_eq!(offsets.forget_deleted(|_| Some("b".into())), []);
-        assert_eq!(offsets.forget_deleted(|_| Some("c".into())), [place()]);
+        assert_eq!(offsets.forget_deleted(|_| Some("b")), []);
+        assert_eq!(offsets.forget_deleted(|_| Some("c")), [place()]);
         assert!(offsets.is_empty());
     }
 }

@@ -5,17 +5,19 @@
 //! with everything it knows: the next coordinator, here or elsewhere, reads the log.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_proto::batch::{BatchBuilder, BatchView, Compression};
 use tokio::sync::{mpsc, oneshot};
 
 use super::coordinator::Surroundings;
-use super::engine::{Gone, Group, JoinSpec, Owned, Place};
+use super::engine::{Gone, Group, JoinSpec, Owned, Place, Topic};
 use super::offsets::{NewOffset, Progress};
 use super::options::{GROUP_BYTES_MAX, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX};
 use super::records::{self, Read, Written};
 use super::state::{GroupState, Message, Outcome};
+use crate::cluster::ClusterView;
 use crate::error::BrokerError;
 use crate::metrics::GroupGauges;
 use crate::replica::PartitionHandle;
@@ -30,6 +32,8 @@ const BATCH_BYTES: usize = 512 << 10;
 const LOAD_BYTES: u64 = 1 << 20;
 /// How often a coordinator looks whether it still leads, and whether topics have changed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often one that waits for metadata looks whether they have come.
+const METADATA_PAUSE: Duration = Duration::from_millis(20);
 /// How often it looks for groups whose progress has been kept long enough.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -49,6 +53,7 @@ pub(crate) enum ToMember {
 /// A partition that a member owns.
 #[derive(Debug)]
 pub(crate) struct Assigned {
+    pub(crate) topic_id: String,
     pub(crate) owned: Owned,
     pub(crate) committed: Option<i64>,
     pub(crate) is_wanted_back: bool,
@@ -177,7 +182,11 @@ pub(super) struct Shard {
     groups: HashMap<String, GroupState>,
     outcome: Outcome,
     sayings: Vec<Saying>,
-    view_version: u64,
+    /// The cluster as it is taken to be in this turn: everything in a turn goes by the same topics.
+    view: Arc<ClusterView>,
+    /// The latest metadata whose topics were taken in, and the latest of which the log says that they were.
+    taken_in: u64,
+    seen: u64,
     expires_at: Duration,
     gauges: GroupGauges,
 }
@@ -196,7 +205,9 @@ impl Shard {
             groups: HashMap::new(),
             outcome: Outcome::default(),
             sayings: Vec::new(),
-            view_version: 0,
+            view: Arc::default(),
+            taken_in: 0,
+            seen: 0,
             expires_at: Duration::ZERO,
         }
     }
@@ -226,6 +237,7 @@ impl Shard {
                 tracing::info!("a coordinator of consumer groups begins anew after a pause");
                 return;
             }
+            self.take_in_topics();
             for command in burst.drain(..) {
                 self.take(command);
             }
@@ -279,6 +291,7 @@ impl Shard {
                         Read::Offset(name, place, None) => {
                             self.groups.entry(name).or_default().offsets.remove(&place);
                         }
+                        Read::Seen(index) => self.seen = self.seen.max(index),
                         Read::Other => {}
                     }
                 }
@@ -287,6 +300,7 @@ impl Shard {
             // Other tasks of the node want to run too.
             tokio::task::yield_now().await;
         }
+        self.wait_for_metadata().await?;
         // What was committed after our mark, was committed by us: nothing.
         self.groups.retain(|name, state| values.contains_key(name) || !state.offsets.is_empty());
         // The old coordinator may have heard from members a little longer than the new one knows.
@@ -297,6 +311,19 @@ impl Shard {
             state.group = records::restore(now, value);
         }
         tracing::info!(groups = self.groups.len(), "coordinating consumer groups");
+        Ok(())
+    }
+
+    /// Waits until this node has seen as much of the metadata as earlier coordinators had: to it, a topic that they knew would look
+    /// deleted, and so would what groups own and have done in it.
+    async fn wait_for_metadata(&mut self) -> Result<(), BrokerError> {
+        let node = &self.surroundings.node;
+        while !node.is_caught_up() || node.view().metadata_index < self.seen {
+            if !self.leads() || *node.watch_stopping().borrow() {
+                return Err(BrokerError::NotCoordinator { leader: None });
+            }
+            tokio::time::sleep(METADATA_PAUSE).await;
+        }
         Ok(())
     }
 
@@ -329,9 +356,13 @@ impl Shard {
 
     /// Stores what this turn brought, then says it.
     async fn flush(&mut self) -> Result<(), BrokerError> {
-        let Outcome { records, messages, moved } = std::mem::take(&mut self.outcome);
+        let Outcome { mut records, messages, moved } = std::mem::take(&mut self.outcome);
         let sayings = std::mem::take(&mut self.sayings);
         if !records.is_empty() {
+            if self.taken_in > self.seen {
+                self.seen = self.taken_in;
+                records.push(records::seen(self.seen));
+            }
             self.write(records).await?;
         }
         if moved {
@@ -357,15 +388,30 @@ impl Shard {
         self.gauges.set(self.groups.len(), members);
     }
 
-    /// What time and the cluster's topics bring.
+    /// What the cluster's topics bring. Before anything else in a turn: nobody is told of progress in a topic that is not there any
+    /// more.
+    fn take_in_topics(&mut self) {
+        self.view = self.surroundings.node.view();
+        let wall_ms = self.surroundings.clock.wall_ms();
+        let is_new = self.view.metadata_index != self.taken_in;
+        self.taken_in = self.view.metadata_index;
+        for (name, state) in &mut self.groups {
+            if !is_new && state.group.left_out() == 0 {
+                continue;
+            }
+            for place in
+                state.offsets.forget_deleted(|topic| Some(&*self.view.topics.get(topic)?.id))
+            {
+                self.outcome.records.push(records::offset(name, &place, None));
+            }
+            state.set_topics(name, &self.view);
+            state.settle(name, wall_ms, &mut self.outcome);
+        }
+    }
+
+    /// What time brings.
     fn pass_time(&mut self) {
         let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
-        let view = self.surroundings.node.view();
-        let knows_topics = self.surroundings.node.is_caught_up();
-        let topics_changed = view.version != self.view_version && knows_topics;
-        if topics_changed {
-            self.view_version = view.version;
-        }
         let expires = now >= self.expires_at;
         if expires {
             self.expires_at = now + EXPIRY_INTERVAL;
@@ -373,13 +419,6 @@ impl Shard {
         let retention_ms = self.surroundings.options.offsets_retention_ms;
         let mut over = Vec::new();
         for (name, state) in &mut self.groups {
-            if topics_changed {
-                state.group.set_topics(|topic| partitions_of(&view, topic));
-                let id_of = |topic: &str| view.topics.get(topic).map(|topic| topic.id.clone());
-                for place in state.offsets.forget_deleted(id_of) {
-                    self.outcome.records.push(records::offset(name, &place, None));
-                }
-            }
             state.group.tick(now);
             state.settle(name, wall_ms, &mut self.outcome);
             if expires && state.is_over(wall_ms, retention_ms) {
@@ -475,7 +514,7 @@ impl Shard {
         outbox: mpsc::Sender<ToMember>,
     ) -> Result<(), BrokerError> {
         let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
-        let view = self.surroundings.node.view();
+        let view = Arc::clone(&self.view);
         let members_max = self.surroundings.options.members_max;
         let state = self.group(&ticket.group)?;
         let members = &state.group.members;
@@ -486,15 +525,15 @@ impl Shard {
         // What it would grow to is tried on a copy: a group that cannot be stored must not come to be.
         let mut grown = state.group.clone();
         grown.join(now, spec.clone());
-        grown.set_topics(|topic| partitions_of(&view, topic));
-        if records::group_bytes(&grown) > GROUP_BYTES_MAX {
+        grown.set_topics(|name| topic_of(&view, name), usize::MAX);
+        if records::places_max(&grown).is_none_or(|max| max < grown.places().count()) {
             let limit = format!("{GROUP_BYTES_MAX} bytes of members and partitions");
             return Err(BrokerError::Overloaded { what: "the group", limit });
         }
         let mut outcome = std::mem::take(&mut self.outcome);
         let state = self.group(&ticket.group)?;
         state.join(now, spec, ticket, outbox, &mut outcome);
-        state.group.set_topics(|topic| partitions_of(&view, topic));
+        state.set_topics(&ticket.group, &view);
         state.settle(&ticket.group, wall_ms, &mut outcome);
         self.outcome = outcome;
         Ok(())
@@ -526,7 +565,6 @@ impl Shard {
 
     fn commit(&mut self, ticket: &Ticket, request_id: u64, offsets: Vec<(Owned, i64, String)>) {
         let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
-        let view = self.surroundings.node.view();
         let Some(state) = self.groups.get_mut(&ticket.group) else { return };
         if !state.is_current(&ticket.member_id, ticket.session) {
             return;
@@ -540,11 +578,12 @@ impl Shard {
             return state.say(&ticket.member_id, body, &mut self.outcome);
         }
         for (owned, offset, metadata) in offsets {
-            let topic = view.topics.get(&owned.topic);
+            let topic = state.group.topics().get(&owned.topic);
             let (true, Some(topic)) = (state.owns(&ticket.member_id, &owned), topic) else {
                 fenced.push(owned);
                 continue;
             };
+            // Of the topic that it was given, whatever has its name by now.
             let topic_id = topic.id.clone();
             let progress = Progress { offset, topic_id, metadata, committed_at_ms: wall_ms };
             let place = (owned.topic, owned.partition);
@@ -561,11 +600,17 @@ impl Shard {
         if members > 0 {
             return Err(BrokerError::GroupNotEmpty { group: group.to_owned(), members });
         }
-        let view = self.surroundings.node.view();
         for new in offsets {
-            let Some(topic) = view.topics.get(&new.topic) else {
+            let Some(topic) = self.view.topics.get(&new.topic) else {
                 return Err(self.surroundings.node.unknown_topic(&new.topic));
             };
+            if !new.topic_id.is_empty() && new.topic_id != topic.id {
+                return Err(BrokerError::TopicIdMismatch {
+                    topic: new.topic.clone(),
+                    expected: new.topic_id.clone(),
+                    found: topic.id.clone(),
+                });
+            }
             let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
             if new.partition >= partitions {
                 let (topic, partition) = (new.topic.clone(), new.partition);
@@ -586,14 +631,14 @@ impl Shard {
     ) -> Result<(), BrokerError> {
         self.check_unowned(group, &offsets)?;
         let wall_ms = self.surroundings.clock.wall_ms();
-        let view = self.surroundings.node.view();
+        let view = Arc::clone(&self.view);
         self.group(group)?;
         let mut outcome = std::mem::take(&mut self.outcome);
         let state = self.groups.entry(group.to_owned()).or_default();
         // How long progress is kept counts from now on.
         state.emptied_at_ms = wall_ms;
         outcome.records.push(records::group(group, &state.group, wall_ms));
-        for NewOffset { topic, partition, offset, metadata } in offsets {
+        for NewOffset { topic, partition, offset, metadata, topic_id: _ } in offsets {
             let topic_id = view.topics.get(&topic).map(|it| it.id.clone()).unwrap_or_default();
             let progress = Progress { offset, topic_id, metadata, committed_at_ms: wall_ms };
             store(state, group, (topic, partition), progress, &mut outcome);
@@ -629,9 +674,11 @@ fn check_offset(offset: i64, metadata: &str) -> Option<BrokerError> {
     None
 }
 
-fn partitions_of(view: &crate::cluster::ClusterView, topic: &str) -> Option<u32> {
-    let topic = view.topics.get(topic)?;
-    u32::try_from(topic.partitions.len()).ok()
+/// A topic as groups know it.
+pub(super) fn topic_of(view: &ClusterView, name: &str) -> Option<Topic> {
+    let topic = view.topics.get(name)?;
+    let partitions = u32::try_from(topic.partitions.len()).ok()?;
+    Some(Topic { id: topic.id.clone(), partitions })
 }
 
 /// Groups by name, for lists.

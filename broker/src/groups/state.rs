@@ -13,7 +13,9 @@ use super::offsets::{Offsets, Progress};
 use super::records::{self, Written};
 use super::shard::{
     Activity, Assigned, Described, DescribedMember, DescribedPartition, Standing, Ticket, ToMember,
+    topic_of,
 };
+use crate::cluster::ClusterView;
 
 /// The stream of a member, if it has one.
 #[derive(Debug)]
@@ -78,6 +80,21 @@ impl GroupState {
         }
     }
 
+    /// Takes in which topics there are, as far as what follows can be stored.
+    pub(super) fn set_topics(&mut self, name: &str, view: &ClusterView) {
+        let before = self.group.left_out();
+        let places_max = records::places_max(&self.group).unwrap_or(0);
+        self.group.set_topics(|topic| topic_of(view, topic), places_max);
+        let left_out = self.group.left_out();
+        if left_out != before {
+            tracing::warn!(
+                group = name,
+                partitions = left_out,
+                "no room for these partitions of a consumer group: nobody reads them; spread its topics over several groups"
+            );
+        }
+    }
+
     /// Whether a stream is the one that its member has now.
     pub(super) fn is_current(&self, member_id: &str, session: u64) -> bool {
         self.lines.get(member_id).is_some_and(|line| line.ticket.session == session)
@@ -132,6 +149,7 @@ impl GroupState {
 
     fn assignment(&self, member_id: &str) -> ToMember {
         let partitions = self.group.owned_by(member_id).map(|(place, owner)| Assigned {
+            topic_id: self.group.topics().get(&place.0).map(|it| it.id.clone()).unwrap_or_default(),
             owned: Owned { topic: place.0.clone(), partition: place.1, epoch: owner.epoch },
             committed: self.offsets.get(place).map(|progress| progress.offset),
             is_wanted_back: owner.is_wanted_back,

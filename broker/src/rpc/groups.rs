@@ -55,7 +55,7 @@ impl Groups {
             false => request.partitions.clone(),
         };
         futures::stream::iter(partitions)
-            .map(|partition| self.position(request, partition))
+            .map(|partition| self.position(request, &topic.id, partition))
             .buffered(LOOKUPS_AT_ONCE)
             .try_collect()
             .await
@@ -64,10 +64,12 @@ impl Groups {
     async fn position(
         &self,
         request: &v1::ResetOffsetsRequest,
+        topic_id: &str,
         partition: u32,
     ) -> Result<v1::CommittedOffset, CallError> {
         let fetch = v1::FetchRequest {
             topic: request.topic.clone(),
+            topic_id: topic_id.to_owned(),
             partition,
             position: request.to,
             bytes_max: 1,
@@ -78,6 +80,7 @@ impl Groups {
         let offset = fetched.records.first().map_or(fetched.next_offset, |record| record.offset);
         Ok(v1::CommittedOffset {
             topic: request.topic.clone(),
+            topic_id: topic_id.to_owned(),
             partition,
             offset,
             ..Default::default()
@@ -103,6 +106,7 @@ impl Groups {
                 offset: progress.offset,
                 metadata: progress.metadata,
                 committed_at_ms: progress.committed_at_ms,
+                topic_id: progress.topic_id,
             });
         Ok(v1::FetchOffsetsResponse { offsets: offsets.collect() })
     }
@@ -174,8 +178,8 @@ impl GroupService for Groups {
 }
 
 fn new_offset(offset: v1::CommittedOffset) -> NewOffset {
-    let v1::CommittedOffset { topic, partition, offset, metadata, committed_at_ms: _ } = offset;
-    NewOffset { topic, partition, offset, metadata }
+    let v1::CommittedOffset { topic, topic_id, partition, offset, metadata, .. } = offset;
+    NewOffset { topic, topic_id, partition, offset, metadata }
 }
 
 fn state(standing: Standing) -> v1::GroupState {

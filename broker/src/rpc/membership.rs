@@ -201,6 +201,7 @@ fn response(door: &Door, message: ToMember) -> Result<Response, Option<BrokerErr
                 epoch: assigned.owned.epoch,
                 committed_offset: assigned.committed,
                 is_wanted_back: assigned.is_wanted_back,
+                topic_id: assigned.topic_id,
             });
             let partitions = partitions.collect();
             Response::Assignment(v1::Assignment { group_epoch: epoch, partitions })

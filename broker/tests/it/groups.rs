@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use highwater_proto::v1;
+use highwater_proto::batch::{BatchBuilder, BatchView, Compression};
+use highwater_proto::partitioner::partition_for_key;
+use highwater_proto::{internal, v1};
+use prost::Message;
 use v1::position::At;
 
 use crate::harness::*;
@@ -245,6 +248,82 @@ async fn a_topic_that_grows_is_shared_anew_and_one_that_is_made_again_is_read_an
     clients.create_topic("orders", 3).await;
     let assigned = a.assigned(3, 0).await;
     assert!(assigned.iter().all(|partition| partition.committed_offset.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_done_in_a_topic_counts_in_the_next_one_of_its_name() {
+    let broker = TestBroker::start().await;
+    let clients = broker.clients();
+    let first = clients.create_topic("orders", 1).await.id;
+    clients.publish("orders", 0, &["0", "1", "2", "3", "4", "5"]).await;
+    let mut a = clients.join("billing", "a", "orders").await;
+    let before = a.assigned(1, 0).await.remove(0);
+    assert_eq!(before.topic_id, first);
+    a.commit(&before, 4).await;
+    // As quickly as can be: it may be that nobody saw it gone.
+    let delete = v1::TopicServiceDeleteRequest { name: "orders".into() };
+    clients.topics().delete(delete).await.unwrap();
+    let second = clients.create_topic("orders", 1).await.id;
+    assert_eq!(a.commit(&before, 5).await.fenced, [owned(&before)], "it is of the first topic");
+    let mut b = clients.join("billing", "b", "orders").await;
+    let of_b = b.assignment().await;
+    assert!(of_b.iter().all(|partition| partition.committed_offset.is_none()), "{of_b:?}");
+    assert_eq!(fetch_offsets(&clients, "billing").await, []);
+    a.send(v1::join_request::Message::Leave(v1::LeaveGroup {})).await;
+    let after = b.assigned(1, 0).await.remove(0);
+    assert_eq!((after.committed_offset, &after.topic_id), (None, &second));
+    assert!(after.epoch > before.epoch);
+    let commit = |topic_id: &str| v1::CommitOffsetsRequest {
+        group: "other".into(),
+        offsets: vec![v1::CommittedOffset {
+            topic: "orders".into(),
+            topic_id: topic_id.to_owned(),
+            ..Default::default()
+        }],
+    };
+    let status = clients.groups().commit_offsets(commit(&first)).await.unwrap_err();
+    assert_eq!(reason(&status), "TOPIC_ID_MISMATCH");
+    clients.groups().commit_offsets(commit(&second)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_knows_less_of_the_topics_than_the_one_before_waits() {
+    let TestBroker { broker, dir } = TestBroker::start().await;
+    let clients = Clients::of(broker.client_addr());
+    clients.create_topic("orders", 2).await;
+    let mut a = clients.join("billing", "a", "orders").await;
+    let before = a.assigned(2, 0).await;
+    a.commit(&before[0], 5).await;
+    // As if one on a node that is further had written it.
+    let ahead = broker.node().view().metadata_index + 30;
+    let partitions = broker.node().view().topics["__consumer_offsets"].partitions.len();
+    let partition = partition_for_key(b"billing", u32::try_from(partitions).unwrap());
+    let (_, offsets) = broker.node().route("__consumer_offsets", "", partition).unwrap();
+    let subject = Some(internal::group_key::Subject::Seen(internal::SeenKey {}));
+    let key = internal::GroupKey { version: 1, subject }.encode_to_vec();
+    let value = internal::SeenValue { metadata_index: ahead }.encode_to_vec();
+    let mut builder = BatchBuilder::new(Compression::None);
+    builder.push(0, Some(&key), Some(&value), &[]).unwrap();
+    let batch = builder.build().unwrap();
+    let header = *BatchView::parse(batch.clone()).unwrap().header();
+    offsets.append(batch, &header, v1::Acks::QuorumFsync).unwrap().await.unwrap();
+    soon("stopping", broker.stop()).await;
+    drop(broker);
+    let broker = highwater_broker::Broker::start(quick_config(&dir)).await.unwrap();
+    soon("being ready", broker.wait_ready()).await;
+    assert!(broker.node().view().metadata_index < ahead);
+    let clients = Clients::of(broker.client_addr());
+    let asking = clients.clone();
+    let runtime = tokio::runtime::Handle::current();
+    let asked = runtime.spawn(async move { fetch_offsets(&asking, "billing").await });
+    let mut topics = 0;
+    while broker.node().view().metadata_index < ahead {
+        assert!(!asked.is_finished(), "it has not seen what its predecessor saw");
+        clients.create_topic(&format!("other-{topics}"), 1).await;
+        topics += 1;
+    }
+    assert_eq!(soon("an answer", asked).await.unwrap(), [(0, 5)]);
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

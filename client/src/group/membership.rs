@@ -370,7 +370,15 @@ mod tests {
 
     fn assigned(epoch: u64, is_wanted_back: bool) -> v1::AssignedPartition {
         let (topic, committed_offset) = ("orders".to_owned(), None);
-        v1::AssignedPartition { topic, partition: 0, epoch, committed_offset, is_wanted_back }
+        let topic_id = "1".to_owned();
+        v1::AssignedPartition {
+            topic,
+            topic_id,
+            partition: 0,
+            epoch,
+            committed_offset,
+            is_wanted_back,
+        }
     }
 
     #[test]

@@ -19,6 +19,15 @@ use std::time::Duration;
 /// A partition of a topic.
 pub(crate) type Place = (String, u32);
 
+/// A topic that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Topic {
+    /// Its id: a topic that was deleted and created again has another.
+    pub(crate) id: String,
+    /// How many partitions it has.
+    pub(crate) partitions: u32,
+}
+
 /// How a member introduces itself. Times are within bounds already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct JoinSpec {
@@ -91,15 +100,19 @@ pub(crate) struct Effects {
 /// See the module.
 ///
 /// Invariant: a partition has at most one owner, who is a member that reads its topic. A partition's epoch grows with every owner,
-/// also with one that had it before.
+/// also with one that had it before. What is owned is a partition of the topic with the id that the group knows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Group {
     /// Grows whenever a partition gets another owner.
     pub(crate) epoch: u64,
     pub(crate) members: BTreeMap<String, Member>,
     pub(crate) owners: BTreeMap<Place, Ownership>,
-    /// Topics that members read and that exist, with the number of their partitions; `None` until that was said.
-    topics: Option<BTreeMap<String, u32>>,
+    /// Topics that members read and that exist, by name.
+    topics: BTreeMap<String, Topic>,
+    /// Whether it was said which exist. Until then a group that was restored keeps what it has.
+    knows_topics: bool,
+    /// Partitions of those that there was no room for.
+    left_out: usize,
     effects: Effects,
     /// The epoch has grown since effects were taken.
     has_new_epoch: bool,
@@ -180,6 +193,7 @@ impl Group {
 
     /// A member does not read these any more. What it does not own at that epoch is passed over: it may be an old message.
     pub(crate) fn release(&mut self, member_id: &str, partitions: &[Owned]) {
+        let before = self.owners.len();
         for owned in partitions {
             if self.owns(member_id, owned) {
                 self.owners.remove(&(owned.topic.clone(), owned.partition));
@@ -187,7 +201,9 @@ impl Group {
                 self.effects.tell.insert(member_id.to_owned());
             }
         }
-        self.rebalance();
+        if self.owners.len() != before {
+            self.rebalance();
+        }
     }
 
     /// Whether a member owns a partition at this epoch. Only then what it says of it counts.
@@ -244,17 +260,60 @@ impl Group {
         due.min()
     }
 
-    /// Takes in which topics there are, with the number of their partitions; what is not in it does not exist.
-    pub(crate) fn set_topics(&mut self, partitions_of: impl Fn(&str) -> Option<u32>) {
-        let topics: BTreeMap<String, u32> = self
+    /// Takes in which topics there are; what is not in it does not exist. Of partitions that are new only so many are taken in that
+    /// there are `places_max` in all: a group must not outgrow what can be stored of it.
+    pub(crate) fn set_topics(
+        &mut self,
+        topic_of: impl Fn(&str) -> Option<Topic>,
+        places_max: usize,
+    ) {
+        let mut topics: BTreeMap<String, Topic> = self
             .topics_read()
             .into_iter()
-            .filter_map(|topic| partitions_of(topic).map(|count| (topic.to_owned(), count)))
+            .filter_map(|name| topic_of(name).map(|topic| (name.to_owned(), topic)))
             .collect();
-        if self.topics.as_ref() != Some(&topics) {
-            self.topics = Some(topics);
-            self.rebalance();
+        let known = |name: &str, topic: &Topic| {
+            let known = self.topics.get(name).filter(|known| known.id == topic.id);
+            known.map_or(0, |known| known.partitions)
+        };
+        let kept = topics.iter().map(|(name, topic)| known(name, topic) as usize).sum();
+        let mut room = places_max.saturating_sub(kept);
+        let mut left_out = 0;
+        for (name, topic) in &mut topics {
+            let more = topic.partitions.saturating_sub(known(name, topic));
+            let taken = more.min(u32::try_from(room).unwrap_or(u32::MAX));
+            room -= taken as usize;
+            topic.partitions -= more - taken;
+            left_out += (more - taken) as usize;
         }
+        self.left_out = left_out;
+        if self.knows_topics && self.topics == topics {
+            return;
+        }
+        let Self { owners, effects, .. } = self;
+        owners.retain(|(name, _), owner| {
+            let is_same = topics.get(name).map(|topic| &topic.id)
+                == self.topics.get(name).map(|topic| &topic.id);
+            if !is_same {
+                effects.must_store = true;
+                effects.tell.insert(owner.member_id.clone());
+            }
+            is_same
+        });
+        self.effects.must_store |= self.topics != topics;
+        self.topics = topics;
+        self.knows_topics = true;
+        self.rebalance();
+    }
+
+    /// Topics that members read and that exist, by name.
+    pub(crate) fn topics(&self) -> &BTreeMap<String, Topic> {
+        &self.topics
+    }
+
+    /// Partitions that nobody is given because there was no room for them.
+    pub(crate) fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// The topics that members read.
@@ -265,17 +324,16 @@ impl Group {
 
     /// Every partition that members are to read.
     pub(crate) fn places(&self) -> impl Iterator<Item = Place> + '_ {
-        let count = |(topic, count): (&String, &u32)| {
-            let topic = topic.clone();
-            (0..*count).map(move |partition| (topic.clone(), partition))
+        let of = |(name, topic): (&String, &Topic)| {
+            let name = name.clone();
+            (0..topic.partitions).map(move |partition| (name.clone(), partition))
         };
-        self.topics.iter().flatten().flat_map(count)
+        self.topics.iter().flat_map(of)
     }
 
     /// Brings ownership nearer to what it is to be: gives what nobody owns, asks back what is to move.
     fn rebalance(&mut self) {
-        if self.topics.is_none() {
-            // A group that was restored keeps what it has until it knows what there is.
+        if !self.knows_topics {
             return;
         }
         let places: BTreeSet<Place> = self.places().collect();
@@ -328,9 +386,10 @@ impl Group {
     pub(crate) fn restore(
         now: Duration,
         epoch: u64,
+        topics: BTreeMap<String, Topic>,
         members: impl IntoIterator<Item = (JoinSpec, Vec<Owned>)>,
     ) -> Self {
-        let mut group = Self { epoch, ..Self::default() };
+        let mut group = Self { epoch, topics, ..Self::default() };
         for (spec, owned) in members {
             let id = spec.member_id.clone();
             for Owned { topic, partition, epoch } in owned {

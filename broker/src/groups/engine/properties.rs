@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Group, JoinSpec, Owned, Place};
+use super::{Group, JoinSpec, Owned, Place, Topic};
 
 const SESSION: Duration = Duration::from_secs(10);
 const TOPIC: &str = "orders";
@@ -33,12 +33,16 @@ struct World {
     group: Group,
     sides: BTreeMap<String, Side>,
     partitions: u32,
+    /// How often the topic was deleted and created again.
+    incarnation: u32,
+    /// The group's epoch before it was created the last time.
+    created_at: u64,
 }
 
 impl World {
     fn new() -> Self {
         let (now, group) = (Duration::ZERO, Group::new(0));
-        Self { now, group, sides: BTreeMap::new(), partitions: 7 }
+        Self { now, group, sides: BTreeMap::new(), partitions: 7, incarnation: 0, created_at: 0 }
     }
 
     /// Tells members what followed.
@@ -61,7 +65,9 @@ impl World {
             }
         }
         let partitions = self.partitions;
-        self.group.set_topics(|topic| (topic == TOPIC).then_some(partitions));
+        let id = self.incarnation.to_string();
+        let topic_of = |name: &str| (name == TOPIC).then(|| Topic { id: id.clone(), partitions });
+        self.group.set_topics(topic_of, usize::MAX);
         let again = self.group.effects.clone();
         if again != super::Effects::default() {
             self.settle();
@@ -152,7 +158,8 @@ impl World {
             });
             (member.spec.clone(), owned.collect())
         });
-        self.group = Group::restore(self.now, group.epoch, members.collect::<Vec<_>>());
+        let members = members.collect::<Vec<_>>();
+        self.group = Group::restore(self.now, group.epoch, group.topics().clone(), members);
         self.settle();
         let (now, members) = (self.now, self.group.members.keys().cloned().collect::<Vec<_>>());
         for id in members {
@@ -169,15 +176,16 @@ impl World {
         self.settle();
     }
 
-    /// At no time do two members read the same partition.
+    /// At no time do two members read the same partition of the same topic.
     fn check(&self) {
-        let mut readers: BTreeMap<&Place, &str> = BTreeMap::new();
+        let mut readers: BTreeMap<(&Place, bool), &str> = BTreeMap::new();
         for (id, side) in &self.sides {
             if side.is_frozen || side.lease_ends <= self.now {
                 continue;
             }
-            for place in side.reads.keys() {
-                let other = readers.insert(place, id);
+            for (place, epoch) in &side.reads {
+                let is_of_this_topic = *epoch > self.created_at;
+                let other = readers.insert((place, is_of_this_topic), id);
                 assert!(other.is_none(), "{place:?} is read by {id} and {other:?}");
             }
         }
@@ -230,6 +238,11 @@ impl World {
             4 | 5 => self.listen(&id),
             6 => self.release(&id, amount < 128),
             7 => self.pass(Duration::from_millis(u64::from(amount) * 20)),
+            _ if amount > 250 => {
+                self.incarnation += 1;
+                self.created_at = self.group.epoch;
+                self.settle();
+            }
             _ => {
                 self.partitions = (self.partitions + u32::from(amount % 3)).min(40);
                 self.settle();

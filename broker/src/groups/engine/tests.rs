@@ -15,12 +15,20 @@ fn spec(id: &str, static_id: &str) -> JoinSpec {
     }
 }
 
+fn topic(id: &str, partitions: u32) -> Option<Topic> {
+    Some(Topic { id: id.to_owned(), partitions })
+}
+
+fn set_partitions(group: &mut Group, partitions: u32) {
+    group.set_topics(|_| topic("1", partitions), usize::MAX);
+}
+
 /// A group of these members with four partitions; what followed is taken already.
 fn group(members: &[&str]) -> Group {
     let mut group = Group::new(0);
     for id in members {
         group.join(Duration::ZERO, spec(id, ""));
-        group.set_topics(|_| Some(4));
+        set_partitions(&mut group, 4);
     }
     let wanted: Vec<(String, Owned)> = wanted_back(&group);
     for (id, owned) in wanted {
@@ -71,7 +79,7 @@ fn what_a_former_owner_says_does_not_count() {
     assert!(old.iter().all(|owned| group.owns("a", owned)));
     group.leave("a");
     group.join(Duration::ZERO, spec("a", ""));
-    group.set_topics(|_| Some(4));
+    set_partitions(&mut group, 4);
     group.rebalance();
     assert_eq!(owned(&group, "a"), [0, 1, 2, 3]);
     assert!(!old.iter().any(|owned| group.owns("a", owned)), "it has them at later epochs");
@@ -110,7 +118,7 @@ fn a_slow_member_stays_while_it_extends_its_deadline_and_goes_when_it_is_stuck()
 #[test]
 fn a_member_without_partitions_need_not_show_progress() {
     let mut group = group(&["a"]);
-    group.set_topics(|_| Some(0));
+    set_partitions(&mut group, 0);
     group.take_effects();
     for second in 1..1_000 {
         group.heard(SECOND * second, "a", false, Duration::ZERO);
@@ -124,7 +132,7 @@ fn a_static_member_that_restarts_keeps_its_partitions_and_fences_its_old_process
     let mut group = Group::new(0);
     group.join(Duration::ZERO, spec("a1", "a"));
     group.join(Duration::ZERO, spec("b1", "b"));
-    group.set_topics(|_| Some(4));
+    set_partitions(&mut group, 4);
     group.take_effects();
     let before = owned(&group, "a1");
     let old = wanted_epoch(&group, "a1");
@@ -144,14 +152,14 @@ fn wanted_epoch(group: &Group, id: &str) -> u64 {
 fn the_epoch_grows_once_for_each_thing_that_is_stored() {
     let mut group = Group::new(100);
     group.join(Duration::ZERO, spec("a", ""));
-    group.set_topics(|_| Some(50));
+    set_partitions(&mut group, 50);
     assert_eq!((group.epoch, group.owners.len()), (101, 50));
 }
 
 #[test]
 fn a_deleted_topic_takes_its_partitions_with_it() {
     let mut group = group(&["a"]);
-    group.set_topics(|_| None);
+    group.set_topics(|_| None, usize::MAX);
     let effects = group.take_effects();
     assert!(effects.must_store && effects.tell.contains("a"));
     assert_eq!(owned(&group, "a"), [0; 0]);
@@ -163,10 +171,47 @@ fn members_that_read_different_topics_get_only_those() {
     group.join(Duration::ZERO, spec("a", ""));
     let topics = BTreeSet::from(["orders".to_owned(), "payments".to_owned()]);
     group.join(Duration::ZERO, JoinSpec { topics, ..spec("b", "") });
-    group.set_topics(|topic| Some(if topic == "orders" { 2 } else { 4 }));
+    group.set_topics(|name| topic("1", if name == "orders" { 2 } else { 4 }), usize::MAX);
     for (id, owned) in wanted_back(&group) {
         group.release(&id, &[owned]);
     }
     assert!(group.owned_by("a").all(|(place, _)| place.0 == "orders"));
     assert_eq!((group.owned_by("a").count(), group.owned_by("b").count()), (2, 4));
+}
+
+#[test]
+fn a_topic_that_was_made_again_is_given_out_anew() {
+    let mut group = group(&["a"]);
+    let before = wanted_epoch(&group, "a");
+    group.set_topics(|_| topic("2", 4), usize::MAX);
+    let effects = group.take_effects();
+    assert!(effects.must_store && effects.tell.contains("a"));
+    assert_eq!(owned(&group, "a"), [0, 1, 2, 3]);
+    assert!(group.owned_by("a").all(|(_, owner)| owner.epoch > before), "another topic");
+    // Also if it happened while nobody looked.
+    let members = [(spec("a", ""), vec![Owned { topic: "orders".into(), partition: 0, epoch: 9 }])];
+    let known = topic("2", 4).map(|topic| ("orders".to_owned(), topic));
+    let mut group = Group::restore(Duration::ZERO, 9, known.into_iter().collect(), members);
+    group.set_topics(|_| topic("3", 4), usize::MAX);
+    assert_eq!(owned(&group, "a"), [0, 1, 2, 3]);
+    assert!(wanted_epoch(&group, "a") > 9);
+}
+
+#[test]
+fn a_topic_grows_only_as_far_as_there_is_room() {
+    let mut group = group(&["a"]);
+    group.set_topics(|_| topic("1", 100), 10);
+    assert_eq!((group.owners.len(), group.left_out()), (10, 90));
+    group.set_topics(|_| topic("1", 100), 5);
+    assert_eq!((group.owners.len(), group.left_out()), (10, 90), "nothing is taken away");
+    group.set_topics(|_| topic("1", 100), 1_000);
+    assert_eq!((group.owners.len(), group.left_out()), (100, 0));
+}
+
+#[test]
+fn a_release_of_nothing_changes_nothing() {
+    let mut group = group(&["a"]);
+    group.owners.get_mut(&("orders".to_owned(), 0)).unwrap().is_wanted_back = true;
+    group.release("a", &[]);
+    assert!(!group.is_stable(), "nothing was computed anew");
 }

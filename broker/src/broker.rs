@@ -15,12 +15,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cluster::peer::PeerStreams;
-use crate::cluster::{Node, NodeDeps, StartError};
+use crate::cluster::{Node, NodeDeps, NodeId, StartError};
 use crate::config::{BoundAddresses, Config, DEFAULT_LISTENER};
 use crate::env::{Clock, SystemClock, Tasks, random_seed};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::rpc::{ClientTls, GrpcPeerCalls, GrpcPeerStreams, Servers, Shared};
+use crate::rpc::{
+    Certificates, ClientTls, Dialer, GrpcPeerCalls, GrpcPeerStreams, NodeTls, Servers, Shared,
+};
 
 /// How often the node is asked whether it serves: often at first, for it may be about to, then rarely, for it costs something where
 /// there are many partitions.
@@ -86,18 +88,26 @@ impl Broker {
     }
 
     /// The same with parts replaced.
-    pub async fn start_with(config: Config, options: BrokerOptions) -> Result<Self, StartError> {
+    pub async fn start_with(
+        mut config: Config,
+        options: BrokerOptions,
+    ) -> Result<Self, StartError> {
         config
             .validate()
             .map_err(|error| StartError::Config { key: "configuration", why: error.to_string() })?;
-        let client_tls = ClientTls::load(&config)?;
+        let tls =
+            Certificates { clients: ClientTls::load(&config)?, nodes: NodeTls::load(&config)? };
+        if let Some(nodes) = &tls.nodes {
+            config.node.id = Some(certified_id(&config, nodes)?);
+        }
         let sockets = Sockets::bind(&config).await?;
         let addresses = sockets.addresses()?;
         let http_address = sockets.http.local_addr()?;
         let tasks = Tasks::new(tokio::runtime::Handle::current());
         let metrics = Arc::new(Metrics::new());
-        let calls = Arc::new(GrpcPeerCalls::default());
-        let streams = Arc::new(GrpcPeerStreams::new(tasks.clone()));
+        let dialer = Dialer::new(tls.nodes.clone());
+        let streams = Arc::new(GrpcPeerStreams::new(tasks.clone(), dialer.clone()));
+        let calls = Arc::new(GrpcPeerCalls::new(dialer, Arc::clone(&streams)));
         let deps = NodeDeps {
             calls: calls.clone(),
             streams: streams.clone(),
@@ -121,7 +131,7 @@ impl Broker {
             config,
         );
         let (closing, closing_seen) = watch::channel(false);
-        let servers = Servers::new(Arc::new(shared), client_tls, closing_seen.clone());
+        let servers = Servers::new(Arc::new(shared), tls, closing_seen.clone());
         servers.set_serving(false).await;
         let (ready_sender, ready) = watch::channel(false);
         let watcher =
@@ -228,6 +238,20 @@ impl Broker {
         if tokio::time::timeout(CLOSE_MAX, self.tasks.finished()).await.is_err() {
             tracing::warn!("some tasks did not end in time");
         }
+    }
+}
+
+/// The id of this node as its certificate says it, which is the only one that other nodes will believe.
+fn certified_id(config: &Config, tls: &NodeTls) -> Result<NodeId, StartError> {
+    match config.node.id {
+        Some(id) if id != tls.node() => Err(StartError::Config {
+            key: "node.id",
+            why: format!(
+                "is {id}, but the certificate in internal_tls.cert_file is node {}'s; give this node its own, or leave node.id out",
+                tls.node()
+            ),
+        }),
+        _ => Ok(tls.node()),
     }
 }
 

@@ -152,6 +152,17 @@ pub struct TlsSection {
     pub client_ca_file: Option<PathBuf>,
 }
 
+/// `internal_tls.*`: the internal listener and the connections to those of other nodes. All three or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InternalTlsSection {
+    /// The certificate that names this node, with its intermediates behind it (PEM).
+    pub cert_file: Option<PathBuf>,
+    /// Its private key (PEM).
+    pub key_file: Option<PathBuf>,
+    /// Authorities whose certificates other nodes must show one of (PEM).
+    pub ca_file: Option<PathBuf>,
+}
+
 /// `raft.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaftSection {
@@ -269,6 +280,8 @@ pub struct Config {
     pub listeners: BTreeMap<String, NamedListener>,
     /// TLS for clients.
     pub tls: TlsSection,
+    /// TLS between nodes.
+    pub internal_tls: InternalTlsSection,
     /// Raft's clock.
     pub raft: RaftSection,
     /// What goes on among the nodes.
@@ -471,6 +484,17 @@ impl Config {
         let conflict = |key: &str, why: &str| {
             Err(ConfigError::Conflict { key: key.to_owned(), why: why.to_owned() })
         };
+        let InternalTlsSection { cert_file, key_file, ca_file } = &self.internal_tls;
+        let files = [
+            ("internal_tls.cert_file", cert_file),
+            ("internal_tls.key_file", key_file),
+            ("internal_tls.ca_file", ca_file),
+        ];
+        if files.iter().any(|(_, file)| file.is_some())
+            && let Some((missing, _)) = files.iter().find(|(_, file)| file.is_none())
+        {
+            return conflict(missing, "is missing: the three of internal_tls go together");
+        }
         match &self.tls {
             TlsSection { cert_file: Some(_), key_file: None, .. } => {
                 conflict("tls.key_file", "is missing: tls.cert_file is of no use without its key")
@@ -520,7 +544,10 @@ impl Config {
         let warning = |key: &str, bind: &str| {
             let lacks = match key {
                 "listen.http" => "TLS or authentication",
-                "listen.internal" => "TLS or authentication",
+                "listen.internal" if self.internal_tls.cert_file.is_none() => {
+                    "TLS or authentication"
+                }
+                "listen.internal" => return None,
                 _ if self.tls.cert_file.is_none() => "TLS or authentication",
                 // Whoever has no certificate does not get in.
                 _ if self.tls.client_ca_file.is_some() => return None,

@@ -165,6 +165,7 @@ pub struct Metrics {
     streams: Family<KindLabels, Gauge>,
     connections: Gauge,
     connections_refused: Counter,
+    handshakes_failed: Counter,
     groups: Gauge,
     group_members: Gauge,
     group_rebalances: Counter,
@@ -218,6 +219,7 @@ impl Metrics {
             streams: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            handshakes_failed: Counter::default(),
             groups: Gauge::default(),
             group_members: Gauge::default(),
             group_rebalances: Counter::default(),
@@ -388,6 +390,11 @@ impl Metrics {
             "Client connections closed at once because limits.connections was reached",
             self.connections_refused.clone(),
         );
+        registry.register(
+            "tls_handshakes_failed",
+            "Connections of clients and other nodes closed because their TLS handshake failed",
+            self.handshakes_failed.clone(),
+        );
     }
 
     /// One sync made `groups` replicas durable in `seconds`.
@@ -512,6 +519,11 @@ impl Metrics {
     /// A client connection was closed at once.
     pub fn connection_refused(&self) {
         self.connections_refused.inc();
+    }
+
+    /// A connection was closed because its TLS handshake failed.
+    pub fn handshake_failed(&self) {
+        self.handshakes_failed.inc();
     }
 
     /// Every series in Prometheus' text format (OpenMetrics 1.0), with what the scraper read just now.

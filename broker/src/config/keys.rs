@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{
-    ClusterSection, Config, GroupsSection, LimitsSection, ListenSection, LogFormat, LogSection,
-    NamedListener, NodeSection, RaftSection, StorageSection, TlsSection, TopicsSection,
+    ClusterSection, Config, GroupsSection, InternalTlsSection, LimitsSection, ListenSection,
+    LogFormat, LogSection, NamedListener, NodeSection, RaftSection, StorageSection, TlsSection,
+    TopicsSection,
 };
 
 /// One key of the configuration.
@@ -165,6 +166,9 @@ pub(super) const KEYS: &[Key] = &[
     file!("tls.cert_file", tls.cert_file),
     file!("tls.key_file", tls.key_file),
     file!("tls.client_ca_file", tls.client_ca_file),
+    file!("internal_tls.cert_file", internal_tls.cert_file),
+    file!("internal_tls.key_file", internal_tls.key_file),
+    file!("internal_tls.ca_file", internal_tls.ca_file),
     number!("raft.tick_ms", raft.tick_ms, 1..=10_000),
     number!("raft.heartbeat_ticks", raft.heartbeat_ticks, 1..=1_000),
     number!("raft.election_ticks", raft.election_ticks, 3..=10_000),
@@ -250,6 +254,7 @@ pub(super) fn defaults() -> Config {
         },
         listeners: BTreeMap::new(),
         tls: TlsSection::default(),
+        internal_tls: InternalTlsSection::default(),
         raft: RaftSection { tick_ms: 50, heartbeat_ticks: 2, election_ticks: 10 },
         cluster: ClusterSection { moves_max: 4, leader_balance_ms: 300_000, replace_damaged: true },
         topics: TopicsSection {

@@ -510,7 +510,7 @@ impl Engine {
             }
         }
         for ack in batch.appended {
-            by_worker[slot(ack.group_id)].push(Input::PeerAppended(ack));
+            by_worker[slot(ack.group_id)].push(Input::PeerAppended { node, ack });
         }
         for (worker, inputs) in self.inner.workers.iter().zip(by_worker) {
             let dropped = worker.inbox.push_messages(inputs);

@@ -25,7 +25,12 @@ pub(crate) enum Input {
     /// A message from a replica on this node.
     Step { group: u64, node: u64, message: Message, wants_appended: bool },
     /// A follower has appended, not yet synced.
-    PeerAppended(AppendedAck),
+    PeerAppended {
+        /// The node it came from.
+        node: u64,
+        /// What it says.
+        ack: AppendedAck,
+    },
     /// Something to append.
     Propose { group: u64, body: ProposalBody, answer: oneshot::Sender<Result<Answer, BrokerError>> },
     /// The syncer has made these durable.

@@ -126,14 +126,19 @@ impl Worker {
                 if let Some(message) = self.without_files(group, node, message) {
                     self.on(group, |core, effects| {
                         let from = message.from;
-                        core.hear(from, node);
-                        let outcome = core.step(message, wants_appended, effects);
+                        let heard = core.hear(from, node);
+                        let outcome =
+                            heard.and_then(|()| core.step(message, wants_appended, effects));
                         note_refusal(group, from, outcome);
                     });
                 }
             }
-            Input::PeerAppended(ack) => {
-                self.on(ack.group_id, |core, effects| core.peer_appended(&ack, effects));
+            Input::PeerAppended { node, ack } => {
+                self.on(ack.group_id, |core, effects| {
+                    let heard = core.hear(ack.from_replica, node);
+                    let outcome = heard.map(|()| core.peer_appended(&ack, effects));
+                    note_refusal(ack.group_id, ack.from_replica, outcome);
+                });
             }
             Input::Propose { group, body, answer } => {
                 let token = self.next_token;

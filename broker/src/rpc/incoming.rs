@@ -16,7 +16,9 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use tonic::transport::server::Connected;
 
 use super::in_flight::{ByteBudget, InFlight};
-use super::tls::ClientTls;
+use super::tls::{ClientTls, NodeTls};
+use super::wire::Wire;
+use crate::cluster::NodeId;
 use crate::metrics::{GaugeGuard, Metrics};
 
 /// Pause after a failed accept (no file descriptors left, for example), so that it does not spin.
@@ -50,38 +52,71 @@ pub(super) struct Connection {
 
 /// An accepted connection with what it carries along; what counts it is dropped with it.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) struct Socket<I> {
     wire: Wire,
-    connection: Connection,
-    _counted: Counted,
+    info: I,
+    _counted: Option<Counted>,
 }
 
 /// Counts a connection for as long as it is open.
 type Counted = (OwnedSemaphorePermit, GaugeGuard);
 
-/// The bytes of a connection, as they are or encrypted.
-#[derive(Debug)]
-pub(super) enum Wire {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+/// What a call between nodes finds out about its connection, in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    /// The node that the certificate at the other end names; `None` in plain text.
+    pub(super) node: Option<NodeId>,
 }
 
-/// Connections as they come in. Never ends and never fails: what fails is logged and the next one is waited for. A connection
-/// that takes its time over the TLS handshake does not keep others waiting.
-pub(super) fn incoming(
+/// Clients as they come in. Never ends and never fails: what fails is logged and the next one is waited for. A connection that
+/// takes its time over the TLS handshake does not keep others waiting.
+pub(super) fn from_clients(
     listener: TcpListener,
     limits: Arc<ConnectionLimits>,
     tls: Option<Arc<ClientTls>>,
-) -> impl Stream<Item = io::Result<Socket>> {
-    let admitted = accepted(listener).filter_map(move |stream| {
-        let admitted = admit(stream, &limits);
-        std::future::ready(admitted)
-    });
-    let begun = admitted.map(move |(stream, connection, counted)| {
+) -> impl Stream<Item = io::Result<Socket<Connection>>> {
+    let metrics = Arc::clone(&limits.metrics);
+    let admitted = accepted(listener)
+        .filter_map(move |stream| std::future::ready(admit(stream, &limits)))
+        .map(move |(stream, info, counted)| {
+            let acceptor = tls.as_ref().map(|tls| tls.acceptor());
+            let metrics = Arc::clone(&metrics);
+            async move {
+                match shake_hands(stream, acceptor).await {
+                    Ok(wire) => Some(Ok(Socket { wire, info, _counted: Some(counted) })),
+                    Err(why) => {
+                        metrics.handshake_failed();
+                        tracing::debug!(why, "a client did not get in");
+                        None
+                    }
+                }
+            }
+        });
+    admitted.buffer_unordered(HANDSHAKES_MAX).filter_map(std::future::ready)
+}
+
+/// Other nodes as they come in, in the same way.
+pub(super) fn from_nodes(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    tls: Option<Arc<NodeTls>>,
+) -> impl Stream<Item = io::Result<Socket<Caller>>> {
+    let begun = accepted(listener).map(move |stream| {
         let acceptor = tls.as_ref().map(|tls| tls.acceptor());
+        let metrics = Arc::clone(&metrics);
         async move {
-            let wire = shake_hands(stream, acceptor).await?;
-            Some(Ok(Socket { wire, connection, _counted: counted }))
+            let identified = shake_hands(stream, acceptor).await.and_then(|wire| {
+                let node = wire.node()?;
+                Ok(Socket { wire, info: Caller { node }, _counted: None })
+            });
+            match identified {
+                Ok(socket) => Some(Ok(socket)),
+                Err(why) => {
+                    metrics.handshake_failed();
+                    tracing::debug!(why, "a connection to the internal port was refused");
+                    None
+                }
+            }
         }
     });
     begun.buffer_unordered(HANDSHAKES_MAX).filter_map(std::future::ready)
@@ -101,20 +136,19 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = TcpStream> {
     })
 }
 
-/// The connection ready for use, or `None`, which closes it.
-async fn shake_hands(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<Wire> {
+/// The connection ready for use. The error is for people.
+async fn shake_hands(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<Wire, String> {
     if let Err(error) = stream.set_nodelay(true) {
         // The connection may be gone already; reading from it will say so.
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let Some(acceptor) = acceptor else { return Some(Wire::Plain(stream)) };
-    let peer = stream.peer_addr().ok();
+    let Some(acceptor) = acceptor else { return Ok(Wire::Plain(stream)) };
+    let peer = stream.peer_addr().map_or_else(|_| "a peer".to_owned(), |peer| peer.to_string());
     match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(Wire::Tls(Box::new(TlsStream::Server(stream)))),
-        Ok(Err(error)) => tracing::debug!(?peer, %error, "a TLS handshake failed"),
-        Err(_) => tracing::debug!(?peer, "a TLS handshake was not done within {HANDSHAKE_MAX:?}"),
+        Ok(Ok(stream)) => Ok(Wire::Tls(Box::new(TlsStream::Server(stream)))),
+        Ok(Err(error)) => Err(format!("{peer}: {error}")),
+        Err(_) => Err(format!("{peer}: no TLS handshake within {HANDSHAKE_MAX:?}")),
     }
-    None
 }
 
 /// Counts a connection in, or closes it when there are too many.
@@ -133,15 +167,15 @@ fn admit(stream: TcpStream, limits: &ConnectionLimits) -> Option<(TcpStream, Con
     Some((stream, connection, (permit, limits.metrics.connection_opened())))
 }
 
-impl Connected for Socket {
-    type ConnectInfo = Connection;
+impl<I: Clone + Send + Sync + 'static> Connected for Socket<I> {
+    type ConnectInfo = I;
 
-    fn connect_info(&self) -> Connection {
-        self.connection.clone()
+    fn connect_info(&self) -> I {
+        self.info.clone()
     }
 }
 
-impl AsyncRead for Socket {
+impl<I: Unpin> AsyncRead for Socket<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -151,7 +185,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl<I: Unpin> AsyncWrite for Socket<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -178,63 +212,5 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_shutdown(context)
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
     }
 }

@@ -8,6 +8,7 @@ mod clusters;
 mod consume;
 mod credit;
 mod describe;
+mod dial;
 mod door;
 mod fetch;
 mod groups;
@@ -22,10 +23,12 @@ mod peer_streams;
 mod produce;
 mod produce_stream;
 mod raft_transport;
+mod sender;
 mod status;
 mod subscribe;
 mod tls;
 mod topics;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,16 +43,16 @@ use highwater_proto::v1::topic_service_server::{self, TopicServiceServer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+pub(crate) use dial::Dialer;
 pub(crate) use door::Shared;
 pub(crate) use peer_calls::GrpcPeerCalls;
 pub(crate) use peer_streams::GrpcPeerStreams;
-pub(crate) use tls::ClientTls;
+pub(crate) use tls::{ClientTls, NodeTls};
 
 use door::Door;
 use in_flight::ByteBudget;
@@ -91,14 +94,23 @@ pub(crate) struct Servers {
     limits: Arc<ConnectionLimits>,
     health: HealthReporter,
     closing: watch::Receiver<bool>,
-    client_tls: Option<Arc<ClientTls>>,
+    tls: Certificates,
+}
+
+/// What connections are accepted with.
+#[derive(Clone)]
+pub(crate) struct Certificates {
+    /// From clients; `None`: in plain text.
+    pub(crate) clients: Option<Arc<ClientTls>>,
+    /// From other nodes; `None`: in plain text.
+    pub(crate) nodes: Option<Arc<NodeTls>>,
 }
 
 impl Servers {
     /// Nothing is served yet. `closing` turning true, or its sender's end, ends every server and stream between nodes.
     pub(crate) fn new(
         shared: Arc<Shared>,
-        client_tls: Option<Arc<ClientTls>>,
+        tls: Certificates,
         closing: watch::Receiver<bool>,
     ) -> Self {
         let config = &shared.config.limits;
@@ -109,13 +121,7 @@ impl Servers {
             node_bytes: Arc::new(ByteBudget::new(config.in_flight_bytes)),
             metrics: Arc::clone(&shared.metrics),
         };
-        Self {
-            shared,
-            limits: Arc::new(limits),
-            health: HealthReporter::new(),
-            closing,
-            client_tls,
-        }
+        Self { shared, limits: Arc::new(limits), health: HealthReporter::new(), closing, tls }
     }
 
     /// What grpc.health.v1 answers, for the server as a whole and for every service.
@@ -172,7 +178,7 @@ impl Servers {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .serve_with_incoming_shutdown(
-                incoming::incoming(socket, self.limits, self.client_tls),
+                incoming::from_clients(socket, self.limits, self.tls.clients),
                 closed(self.closing),
             )
             .await?;
@@ -185,6 +191,7 @@ impl Servers {
         let node_bytes = Arc::clone(&self.limits.node_bytes);
         let in_flight = Arc::new(produce::forwarded_in_flight(&door, node_bytes));
         let events = Arc::new(self.shared.node.clone());
+        let metrics = Arc::clone(&self.shared.metrics);
         let nodes = NodeServiceServer::new(nodes::Nodes { door, in_flight })
             .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
@@ -196,7 +203,7 @@ impl Servers {
             .add_service(nodes)
             .add_service(raft)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(socket).with_nodelay(Some(true)),
+                incoming::from_nodes(socket, metrics, self.tls.nodes),
                 closed(self.closing),
             )
             .await?;

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::door::Door;
 use super::in_flight::InFlight;
-use super::status;
+use super::{sender, status};
 use crate::error::BrokerError;
 
 /// NodeService of the internal listener.
@@ -20,6 +20,13 @@ pub(super) struct Nodes {
     pub(super) door: Door,
     /// Bounds what other nodes pass on.
     pub(super) in_flight: Arc<InFlight>,
+}
+
+impl Nodes {
+    /// Who does not belong here is not answered, except where it asks which cluster this is.
+    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        sender::check(request, &self.door.node.view().cluster_id)
+    }
 }
 
 /// Other nodes know addresses by themselves.
@@ -47,6 +54,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::PromiseFoundingRequest>,
     ) -> Result<Response<internal::PromiseFoundingResponse>, Status> {
+        self.check(&request)?;
         let promised = self.door.node.promise_founding(request.into_inner()).await;
         answer(promised.map(|()| internal::PromiseFoundingResponse {}))
     }
@@ -55,6 +63,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::ConfirmFoundingRequest>,
     ) -> Result<Response<internal::ConfirmFoundingResponse>, Status> {
+        self.check(&request)?;
         let confirmed = self.door.node.confirm_founding(request.into_inner()).await;
         answer(confirmed.map(|()| internal::ConfirmFoundingResponse {}))
     }
@@ -63,13 +72,22 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::JoinClusterRequest>,
     ) -> Result<Response<internal::JoinClusterResponse>, Status> {
-        answer(self.door.node.join_cluster(request.into_inner()).await)
+        self.check(&request)?;
+        let certified = sender::certified(&request);
+        let join = request.into_inner();
+        let asks_for = join.node.as_ref().map_or(0, |node| node.node_id);
+        if let Err(why) = sender::check_node(certified, asks_for) {
+            let field = "node id".to_owned();
+            return answer(Err(BrokerError::InvalidArgument { field, why }));
+        }
+        answer(self.door.node.join_cluster(join).await)
     }
 
     async fn propose_metadata(
         &self,
         request: Request<internal::ProposeMetadataRequest>,
     ) -> Result<Response<internal::ProposeMetadataResponse>, Status> {
+        self.check(&request)?;
         let outcome = match required(request.into_inner().command, "command") {
             Ok(command) => self.door.node.propose_metadata_here(command).await,
             Err(error) => Err(error),
@@ -81,6 +99,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::FetchEntriesRequest>,
     ) -> Result<Response<internal::FetchEntriesResponse>, Status> {
+        self.check(&request)?;
         let node = self.door.node.clone();
         // Cold pages are read from disk: not on the runtime's threads.
         let read = tokio::task::spawn_blocking(move || node.fetch_entries(request.get_ref()));
@@ -94,6 +113,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::ReadCompactedRequest>,
     ) -> Result<Response<internal::ReadCompactedResponse>, Status> {
+        self.check(&request)?;
         let node = self.door.node.clone();
         // Cold pages are read from disk: not on the runtime's threads.
         let read = tokio::task::spawn_blocking(move || node.read_compacted(request.get_ref()));
@@ -107,6 +127,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::GetPartitionsRequest>,
     ) -> Result<Response<internal::GetPartitionsResponse>, Status> {
+        self.check(&request)?;
         let wanted: HashSet<u64> = request.into_inner().group_ids.into_iter().collect();
         let led = wanted.iter().filter_map(|&group| self.door.own_state(group));
         let groups = led.map(|(group_id, partition)| {
@@ -129,6 +150,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
+        self.check(&request)?;
         answer(self.door.produce_here(&self.in_flight, request.into_inner()).await)
     }
 
@@ -136,6 +158,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<v1::FetchRequest>,
     ) -> Result<Response<v1::FetchResponse>, Status> {
+        self.check(&request)?;
         answer(self.door.fetch_here(request.get_ref()).await)
     }
 
@@ -143,6 +166,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<v1::TopicServiceTrimRequest>,
     ) -> Result<Response<v1::TopicServiceTrimResponse>, Status> {
+        self.check(&request)?;
         answer(self.door.trim_here(request.get_ref()).await)
     }
 
@@ -150,6 +174,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<internal::TransferGroupRequest>,
     ) -> Result<Response<internal::TransferGroupResponse>, Status> {
+        self.check(&request)?;
         let internal::TransferGroupRequest { group_id, to_node_id } = request.into_inner();
         let chosen = self.door.transfer_here(group_id, to_node_id).await;
         answer(chosen.map(|to_node_id| internal::TransferGroupResponse { to_node_id }))

@@ -4,54 +4,42 @@
 //! be repeated.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use highwater_proto::internal::node_service_client::NodeServiceClient;
 use highwater_proto::{internal, v1};
 use parking_lot::Mutex;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use super::dial::Dialer;
+use super::peer_streams::GrpcPeerStreams;
 use super::status::peer_error;
-use super::{
-    CONNECTION_WINDOW_BYTES, INTERNAL_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    STREAM_WINDOW_BYTES,
-};
+use super::{INTERNAL_MESSAGE_BYTES_MAX, sender};
 use crate::cluster::peer::{PeerCalls, PeerError};
 
 /// Longest wait for an answer, beside what the request itself may wait.
 const CALL_MAX: Duration = Duration::from_secs(5);
 
-/// Longest wait for a connection.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
-
 /// Most addresses with a channel; there are only as many nodes, but an address may change.
 const CHANNELS_MAX: usize = 64;
 
-/// How to reach another node's internal address.
-pub(super) fn endpoint(address: &str) -> Result<Endpoint, PeerError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
-        PeerError::Unreachable { address: address.to_owned(), why: error.to_string() }
-    })?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_MAX)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_adaptive_window(false)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
-}
-
 /// [`PeerCalls`] over gRPC.
-#[derive(Debug, Default)]
 pub(crate) struct GrpcPeerCalls {
+    dialer: Dialer,
+    /// Who this node is, and who the others are.
+    streams: Arc<GrpcPeerStreams>,
     channels: Mutex<HashMap<String, Channel>>,
 }
 
 impl GrpcPeerCalls {
+    /// Calls on connections of their own, beside the streams.
+    pub(crate) fn new(dialer: Dialer, streams: Arc<GrpcPeerStreams>) -> Self {
+        Self { dialer, streams, channels: Mutex::default() }
+    }
+
     fn client(&self, address: &str) -> Result<NodeServiceClient<Channel>, PeerError> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(address) {
@@ -60,7 +48,11 @@ impl GrpcPeerCalls {
                 if channels.len() >= CHANNELS_MAX {
                     channels.clear();
                 }
-                let channel = endpoint(address)?.connect_lazy();
+                let streams = Arc::clone(&self.streams);
+                let nodes_at = move |address: &str| streams.nodes_at(address);
+                let channel = self.dialer.channel(address, nodes_at).map_err(|error| {
+                    PeerError::Unreachable { address: address.to_owned(), why: error.to_string() }
+                })?;
                 channels.insert(address.to_owned(), channel.clone());
                 channel
             }
@@ -84,6 +76,9 @@ impl GrpcPeerCalls {
         let deadline = CALL_MAX.saturating_add(extra);
         let mut request = Request::new(request);
         request.set_timeout(deadline);
+        if let Some((cluster_id, node)) = self.streams.own_identity() {
+            sender::put(request.metadata_mut(), &cluster_id, node);
+        }
         match tokio::time::timeout(deadline, call(self.client(address)?, request)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(peer_error(address, &status)),

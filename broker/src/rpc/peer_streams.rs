@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use tonic::Status;
 
 use super::INTERNAL_MESSAGE_BYTES_MAX;
-use super::peer_calls::endpoint;
+use super::dial::Dialer;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerEvents, PeerStreams};
 use crate::env::Tasks;
@@ -49,6 +49,7 @@ type Events = watch::Receiver<Option<Arc<dyn PeerEvents>>>;
 /// [`PeerStreams`] over gRPC.
 pub(crate) struct GrpcPeerStreams {
     tasks: Tasks,
+    dialer: Dialer,
     peers: Mutex<HashMap<NodeId, Peer>>,
     events: watch::Sender<Option<Arc<dyn PeerEvents>>>,
 }
@@ -100,8 +101,21 @@ impl Queue {
 
 impl GrpcPeerStreams {
     /// No streams yet; they begin once there are peers and somebody to tell of events.
-    pub(crate) fn new(tasks: Tasks) -> Self {
-        Self { tasks, peers: Mutex::new(HashMap::new()), events: watch::Sender::new(None) }
+    pub(crate) fn new(tasks: Tasks, dialer: Dialer) -> Self {
+        Self { tasks, dialer, peers: Mutex::new(HashMap::new()), events: watch::Sender::new(None) }
+    }
+
+    /// The peers that are at this address.
+    pub(super) fn nodes_at(&self, address: &str) -> Vec<NodeId> {
+        let peers = self.peers.lock();
+        peers.iter().filter(|(_, peer)| peer.address == address).map(|(node, _)| *node).collect()
+    }
+
+    /// Cluster and id of this node; `None` while it starts.
+    pub(super) fn own_identity(&self) -> Option<(String, NodeId)> {
+        let events = self.events.borrow().clone()?;
+        let hello = events.own_hello(0);
+        Some((hello.cluster_id, hello.node_id))
     }
 
     /// Whom to tell. Comes after the node was built, which needs these streams itself.
@@ -112,6 +126,7 @@ impl GrpcPeerStreams {
     fn start(&self, node: NodeId, address: String) -> Peer {
         let slot = Slot::default();
         let connection = Connection {
+            dialer: self.dialer.clone(),
             node,
             address: address.clone(),
             slot: Arc::clone(&slot),
@@ -148,6 +163,7 @@ impl PeerStreams for GrpcPeerStreams {
 
 /// Keeps a stream to one peer.
 struct Connection {
+    dialer: Dialer,
     node: NodeId,
     address: String,
     slot: Slot,
@@ -190,8 +206,8 @@ impl Connection {
 
     /// One stream from hello to its end.
     async fn exchange(&self, events: &dyn PeerEvents, pause: &mut Duration) -> Result<(), String> {
-        let endpoint = endpoint(&self.address).map_err(|error| error.to_string())?;
-        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let connected = self.dialer.connect(&self.address, self.node).await;
+        let channel = connected.map_err(|error| describe(&error))?;
         let mut client = RaftTransportServiceClient::new(channel)
             .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
@@ -207,6 +223,9 @@ impl Connection {
         let answered = tokio::time::timeout(HELLO_MAX, answer).await;
         let answered = answered.map_err(|_| "no answer to hello in time".to_owned())?;
         let (hello, mut inbound) = answered.map_err(|status| status.message().to_owned())?;
+        if hello.node_id != self.node {
+            return Err(format!("node {} answered instead", hello.node_id));
+        }
         events.hello_answered(&hello).map_err(|error| error.to_string())?;
         tracing::info!(node = self.node, address = self.address, "stream to a peer stands");
         *pause = BACKOFF.0;

@@ -12,7 +12,7 @@ use highwater_proto::internal::raft_transport_service_server::RaftTransportServi
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{status, turned_on};
+use super::{sender, status, turned_on};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerEvents;
 
@@ -32,11 +32,13 @@ impl RaftTransportService for RaftTransport {
         &self,
         request: Request<Streaming<internal::ExchangeRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let certified = sender::certified(&request);
         let mut inbound = request.into_inner();
         let hello = match inbound.message().await? {
             Some(internal::ExchangeRequest { message: Some(Message::Hello(hello)) }) => hello,
             _ => return Err(Status::invalid_argument("the first message must be hello")),
         };
+        sender::check_node(certified, hello.node_id).map_err(Status::permission_denied)?;
         let own = self.events.hello(&hello).map_err(|error| status::status(&error, |_| None))?;
         let receiver = Receiver {
             inbound,

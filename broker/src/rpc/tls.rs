@@ -1,24 +1,30 @@
-//! TLS: files with certificates and keys, made into what connections are accepted with.
+//! TLS: files with certificates and keys, made into what connections are accepted and opened with.
 //!
-//! Owns: reading those files and every check on them, at the start and whenever they change. Never: sockets.
+//! Owns: reading those files, every check on them, and which node a certificate names. Never: sockets.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use tokio_rustls::{TlsAcceptor, TlsConnector, rustls};
+use webpki::EndEntityCert;
 
-use crate::cluster::StartError;
-use crate::config::{Config, TlsSection};
+use crate::cluster::{NodeId, StartError};
+use crate::config::{Config, InternalTlsSection, TlsSection};
 
 /// What gRPC speaks above TLS.
 const ALPN_H2: &[u8] = b"h2";
+
+/// How a certificate names a node: a subject alternative name of the kind URI that goes on with the node's id.
+const NODE_URI: &str = "highwater://node/";
 
 /// A certificate or a file that cannot be used: the key to look at, and what is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +128,7 @@ impl Files {
         })
     }
 
-    /// What connections are accepted with.
+    /// What connections are accepted with. With an authority, the other side must show a certificate of it.
     fn server(&self, contents: &Contents) -> Result<ServerConfig, Unusable> {
         let provider = provider();
         let roots = match (&self.authority, &contents.authority) {
@@ -179,5 +185,171 @@ impl ClientTls {
     /// For the next connection.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.server.read()))
+    }
+}
+
+/// What connections between nodes are accepted and opened with: each side shows a certificate of the authority, which says
+/// which node it is.
+pub(crate) struct NodeTls {
+    node: NodeId,
+    ends: RwLock<Ends>,
+}
+
+/// Both ends of a connection as this node holds them.
+#[derive(Clone)]
+struct Ends {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+impl NodeTls {
+    /// Reads the files that the configuration names; `None` if it names none.
+    pub(crate) fn load(config: &Config) -> Result<Option<Arc<Self>>, Unusable> {
+        let InternalTlsSection { cert_file, key_file, ca_file } = &config.internal_tls;
+        let (Some(certificate), Some(key), Some(authority)) = (cert_file, key_file, ca_file) else {
+            return Ok(None);
+        };
+        let files = Files {
+            certificate: NamedFile::new("internal_tls.cert_file", certificate),
+            key: NamedFile::new("internal_tls.key_file", key),
+            authority: Some(NamedFile::new("internal_tls.ca_file", authority)),
+        };
+        let (node, ends) = files.ends(&files.read()?)?;
+        Ok(Some(Arc::new(Self { node, ends: RwLock::new(ends) })))
+    }
+
+    /// The node that the certificate names: this one.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// For the next connection from another node.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.ends.read().server))
+    }
+
+    /// For the next connection to another node.
+    pub(super) fn connector(&self) -> TlsConnector {
+        TlsConnector::from(Arc::clone(&self.ends.read().client))
+    }
+}
+
+impl Files {
+    /// Both ends, and the node that the certificate names.
+    fn ends(&self, contents: &Contents) -> Result<(NodeId, Ends), Unusable> {
+        let server = self.server(contents)?;
+        let chain = self.certificate.certificates(&contents.certificate)?;
+        let key = self.key.private_key(&contents.key)?;
+        let roots = match (&self.authority, &contents.authority) {
+            (Some(file), Some(pem)) => file.roots(pem)?,
+            // Between nodes there is always one.
+            _ => Arc::new(RootCertStore::empty()),
+        };
+        let unusable = |error: rustls::Error| {
+            self.certificate.unusable(format_args!("would be refused by other nodes: {error}"))
+        };
+        let Some((own, intermediates)) = chain.split_first() else {
+            return Err(self.certificate.unusable("holds no certificate"));
+        };
+        let node = node_of(own).map_err(|why| self.certificate.unusable(why))?;
+        let verifier = NodeVerifier { roots: Arc::clone(&roots), provider: provider() };
+        // What every other node will check, as a client's certificate and as a server's, is found out here first.
+        verifier.verify_chain(own, intermediates, UnixTime::now()).map_err(unusable)?;
+        WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| self.certificate.unusable(error))?
+            .verify_client_cert(own, intermediates, UnixTime::now())
+            .map_err(unusable)?;
+        let mut client = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(chain, key)
+            .map_err(unusable)?;
+        client.alpn_protocols = vec![ALPN_H2.to_vec()];
+        // A node is known by its certificate, not by the name of the host that it runs on.
+        client.enable_sni = false;
+        Ok((node, Ends { server: Arc::new(server), client: Arc::new(client) }))
+    }
+}
+
+/// Which node a certificate names. The error is the rest of a sentence that begins with the certificate.
+pub(super) fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeId, String> {
+    let parsed = EndEntityCert::try_from(certificate)
+        .map_err(|error| format!("is not a certificate that can be read: {error:?}"))?;
+    let ids = parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix(NODE_URI)?.parse().ok());
+    let ids: Vec<NodeId> = ids.filter(|id| *id != 0).collect();
+    match ids[..] {
+        [id] => Ok(id),
+        [] => Err(format!("names no node: it needs the subject alternative name URI:{NODE_URI}ID")),
+        _ => Err("names more than one node".to_owned()),
+    }
+}
+
+/// Believes every certificate of the authorities that names a node. Which node it must be is the dialer's to check: addresses may
+/// change, and a node that founds or joins a cluster does not know who is behind one.
+#[derive(Debug)]
+struct NodeVerifier {
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl NodeVerifier {
+    fn verify_chain(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms,
+        )
+    }
+}
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verify_chain(certificate, intermediates, now)?;
+        node_of(certificate)
+            .map_err(|why| rustls::Error::General(format!("the peer's certificate {why}")))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -49,6 +49,12 @@ impl Authority {
     }
 }
 
+/// What a node's certificate names: this machine, and the node.
+pub(crate) fn node(id: u64) -> Vec<SanType> {
+    let uri = format!("highwater://node/{id}");
+    local().into_iter().chain([SanType::URI(uri.as_str().try_into().unwrap())]).collect()
+}
+
 /// The names of this machine that tests connect to.
 pub(crate) fn local() -> Vec<SanType> {
     vec![

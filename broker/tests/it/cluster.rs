@@ -15,6 +15,7 @@ mod moves;
 mod nodes;
 mod processes;
 mod repair;
+mod tls;
 mod topic_life;
 
 use std::collections::BTreeSet;

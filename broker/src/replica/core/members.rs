@@ -124,14 +124,20 @@ impl Core {
     }
 
     /// A message came from a replica on this node. Remembered if the replica is newer than what is known here, so that it can be
-    /// answered before its membership arrives.
-    pub(crate) fn hear(&mut self, replica: u64, node: u64) {
+    /// answered before its membership arrives. An error if the replica is another node's: no node speaks for another one.
+    pub(crate) fn hear(&mut self, replica: u64, node: u64) -> Result<(), String> {
+        if let Some(&owner) = self.state.nodes.get(&replica)
+            && owner != node
+        {
+            return Err(format!("replica {replica} is on node {owner}, not on node {node}"));
+        }
         if replica > self.state.highest_replica_id {
             if self.strangers.len() >= STRANGERS_MAX {
                 self.strangers.pop_first();
             }
             self.strangers.insert(replica, node);
         }
+        Ok(())
     }
 
     /// Node of a replica that may be written to.

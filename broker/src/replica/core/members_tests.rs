@@ -113,7 +113,7 @@ impl Group {
             }
             let Some(member) = self.members.get_mut(&to) else { continue };
             let mut effects = Effects::default();
-            member.core.hear(from, from);
+            member.core.hear(from, from).unwrap();
             let message = convert::from_wire(convert::to_wire(message)).unwrap();
             let _ = member.core.step(message, false, &mut effects);
             messages.extend(self.carry_out(to, effects));

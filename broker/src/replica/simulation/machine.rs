@@ -425,7 +425,7 @@ impl Machine {
 fn step(core: &mut Core, packet: Packet, effects: &mut Effects, outcome: &mut Outcome) {
     match packet {
         Packet::Raft { message, from_node, wants_appended } => {
-            core.hear(message.from, from_node);
+            core.hear(message.from, from_node).expect("a replica stays on its node");
             let snapshot = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.clone());
             let first_before = core.reader().first_index();
             let message = convert::from_wire(*message).expect("peers send what is valid");

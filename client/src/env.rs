@@ -61,4 +61,9 @@ impl Env {
     pub(crate) fn below(&self, end: u32) -> u32 {
         if end == 0 { 0 } else { self.random.lock().random_range(0..end) }
     }
+
+    /// A number that nobody else has: 128 random bits.
+    pub(crate) fn unique(&self) -> u128 {
+        self.random.lock().random()
+    }
 }

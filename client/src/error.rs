@@ -14,6 +14,8 @@ use highwater_proto::v1;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use crate::event::EncodeError;
+
 /// Reasons that brokers give, as they travel on the wire. New ones may appear with new versions.
 pub mod reason {
     /// No topic has this name.
@@ -340,6 +342,9 @@ pub enum SendError {
         #[from]
         source: std::sync::Arc<BatchError>,
     },
+    /// The typed event cannot be written as bytes.
+    #[error(transparent)]
+    NotEncoded(#[from] EncodeError),
     /// The record is larger than the topic allows.
     #[error("the record's {bytes} bytes are more than the {bytes_max} allowed (max.message.bytes)")]
     TooLarge {
@@ -373,7 +378,10 @@ impl SendError {
         match self {
             Self::Refused { refusal, .. } | Self::Unroutable(refusal) => refusal.is_retriable(),
             Self::TimedOut { .. } | Self::SequenceBroken { .. } | Self::Full => true,
-            Self::InvalidRecord { .. } | Self::TooLarge { .. } | Self::Closed => false,
+            Self::InvalidRecord { .. }
+            | Self::NotEncoded(_)
+            | Self::TooLarge { .. }
+            | Self::Closed => false,
         }
     }
 
@@ -395,7 +403,7 @@ impl SendError {
             | Self::SequenceBroken { refusal } => refusal.reason(),
             Self::TimedOut { may_have_been_written: true, .. } => reason::OUTCOME_UNKNOWN,
             Self::TimedOut { .. } => reason::TIMEOUT,
-            Self::InvalidRecord { .. } => reason::INVALID_BATCH,
+            Self::InvalidRecord { .. } | Self::NotEncoded(_) => reason::INVALID_BATCH,
             Self::TooLarge { .. } => reason::TOO_LARGE,
             Self::Full => reason::OVERLOADED,
             Self::Closed => "CLOSED",

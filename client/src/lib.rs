@@ -84,6 +84,7 @@ mod connections;
 mod consumer;
 mod env;
 mod error;
+pub mod event;
 mod group;
 mod metadata;
 mod producer;

@@ -17,7 +17,8 @@ const OURS: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("storage", &[]),
     ("broker", &["proto", "storage"]),
-    ("client", &["proto"]),
+    ("client", &["derive", "proto"]),
+    ("client/derive", &[]),
     // For users' tests: the only one beside the benchmarks that brings brokers and clients together.
     ("client/testing", &["broker", "client", "storage"]),
     ("cli", &["client"]),

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::client::Client;
 use crate::error::SendError;
+use crate::event;
 use crate::record::{Acks, Compression, Record};
 
 pub use completion::Ticket;
@@ -45,12 +46,15 @@ pub(crate) struct Settings {
     pub(crate) request_timeout: Duration,
     pub(crate) delivery_timeout: Duration,
     pub(crate) partition: Option<u32>,
+    pub(crate) source: String,
 }
 
 impl ProducerBuilder {
     pub(crate) fn new(client: Client, topic: String) -> Self {
+        let source = source_of(&client.shared.config.client_id);
         let settings = Settings {
             topic,
+            source,
             linger: Duration::ZERO,
             batch_bytes_max: 1 << 20,
             unacked_bytes_max: 32 << 20,
@@ -120,6 +124,12 @@ impl ProducerBuilder {
         self
     }
 
+    /// Who publishes, as [`Producer::publish`] says it of every event (`ce_source`): a URI reference. Default: `/` and the client's id.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.settings.source = source.into();
+        self
+    }
+
     /// The producer. It connects when it has something to send.
     pub fn build(self) -> Producer {
         let env = self.client.shared.env.clone();
@@ -127,6 +137,13 @@ impl ProducerBuilder {
         env.spawn(Driver::new(shared.clone()).run());
         Producer { handle: Arc::new(Handle { shared }) }
     }
+}
+
+/// A client's id is free text, and a source is a URI reference, which must not be empty.
+fn source_of(client_id: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+    let text: String = client_id.chars().map(|c| if plain(c) { c } else { '-' }).collect();
+    format!("/{text}")
 }
 
 /// Publishes events to one topic. Cheap to clone; clones share batches and the bound on unacknowledged bytes.
@@ -171,7 +188,19 @@ impl Producer {
         shared.admit(&record, cost)
     }
 
-    /// The same, to this partition whatever the key says.
+    /// Admits a typed event, with an id drawn for it, the time taken, and the trace of the event that is being handled if this is called
+    /// within a handler. To say these yourself, [`Producer::send`] a [`Record::of`] it.
+    pub async fn publish<E: event::Event>(&self, event: &E) -> Result<Ticket, SendError> {
+        let shared = &self.handle.shared;
+        let env = &shared.client.shared.env;
+        let mut attributes =
+            event::Attributes::new(format!("{:032x}", env.unique()), &shared.settings.source);
+        attributes.time_ms = Some(env.wall_ms());
+        let record = Record::of(event, &attributes)?;
+        self.send(record).await
+    }
+
+    /// The same as [`Producer::send`], to this partition whatever the key says.
     pub async fn send_to_partition(
         &self,
         partition: u32,

@@ -2,6 +2,7 @@
 //!
 //! Owns: what tests ask of them. Never: how one of them lives (`node`).
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::join_all;
 use highwater_broker::config::Config;
-use highwater_client::{Client, Event, FetchOptions, NewTopic, Record, Start};
+use highwater_client::{Client, Event, FetchOptions, NewTopic, Record, Start, event};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 
 use crate::env::{TestClock, soon, until};
@@ -81,7 +83,7 @@ impl ClusterBuilder {
         }
         join_all(nodes.iter().map(Node::start)).await;
         join_all(nodes.iter().map(Node::wait_ready)).await;
-        Cluster { nodes, clock, runtime: Some(runtime) }
+        Cluster { nodes, clock, expected: Mutex::default(), runtime: Some(runtime) }
     }
 }
 
@@ -113,6 +115,8 @@ fn free_addresses(count: usize) -> Vec<String> {
 pub struct Cluster {
     nodes: Vec<Node>,
     clock: Arc<TestClock>,
+    /// How many events of a type the test has been given.
+    expected: Mutex<BTreeMap<String, usize>>,
     /// Of what stands between clients and brokers.
     runtime: Option<Runtime>,
 }
@@ -222,6 +226,72 @@ impl Cluster {
             Ok(event) => event,
             Err(_late) => panic!("no such record in '{topic}'; there were {others:#?}"),
         }
+    }
+
+    /// Waits for the next event of type `E`, in whatever topic; answers with it. Events that earlier calls answered with do not count, so
+    /// that a test says one after the other what it expects.
+    ///
+    /// # Panics
+    ///
+    /// If there is none within a minute; the message lists the events that there were. If one of this type cannot be decoded.
+    pub async fn expect_published<E: event::Event>(&self) -> E {
+        let name = E::event_type();
+        let seen = || self.expected.lock().get(&name).copied().unwrap_or(0);
+        let mut types = Vec::new();
+        let search = async {
+            loop {
+                let mut found = Vec::new();
+                types.clear();
+                for event in self.all_records().await {
+                    types.push(format!(
+                        "{}: {}",
+                        event.topic,
+                        event.event_type().unwrap_or("no type")
+                    ));
+                    if event.is::<E>() {
+                        found.push(event);
+                    }
+                }
+                // By time, because they may be in several topics and partitions.
+                found.sort_by_key(|event| event.timestamp_ms);
+                if let Some(event) = found.into_iter().nth(seen()) {
+                    return event;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let Ok(event) = tokio::time::timeout(crate::env::PATIENCE, search).await else {
+            let count = seen();
+            panic!("no {name} was published after the first {count}; there are {types:#?}");
+        };
+        *self.expected.lock().entry(name).or_default() += 1;
+        match event.decode() {
+            Ok(event) => event,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Every event of type `E` that is readable now, in whatever topic, by time.
+    ///
+    /// # Panics
+    ///
+    /// If one of them cannot be decoded.
+    pub async fn published<E: event::Event>(&self) -> Vec<E> {
+        let mut found = self.all_records().await;
+        found.retain(Event::is::<E>);
+        found.sort_by_key(|event| event.timestamp_ms);
+        let decode = |event: &Event| event.decode().unwrap_or_else(|error| panic!("{error}"));
+        found.iter().map(decode).collect()
+    }
+
+    async fn all_records(&self) -> Vec<Event> {
+        let admin = self.client().await.admin();
+        let topics = soon("listing the topics", admin.list_topics(false)).await;
+        let mut records = Vec::new();
+        for topic in topics.unwrap_or_else(|error| panic!("topics: {error}")) {
+            records.extend(self.records(&topic.name).await);
+        }
+        records
     }
 
     /// Publishes every record of a topic once more, as it is: key, value, headers and partition. To whoever reads the topic these are

@@ -3,8 +3,22 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use highwater_client::event::Event;
 use highwater_client::{Client, NewTopic, Record, SendError};
 use highwater_testing::{Broker, Cluster, soon, until};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Event)]
+#[event(name = "order.placed", version = 2, key = "order_id")]
+struct OrderPlaced {
+    order_id: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Event)]
+#[event(name = "order.paid", key = "order_id")]
+struct OrderPaid {
+    order_id: String,
+}
 
 const TOPIC: &str = "orders";
 
@@ -145,4 +159,40 @@ async fn leaders_move_and_fail_while_a_reader_goes_on() {
         }
     }
     assert_eq!(read, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn typed_events_are_found_in_whatever_topic_one_after_the_other() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 3).await;
+    broker.create_topic("payments", 1).await;
+    let client = broker.client().await;
+    let (orders, payments) = (client.producer(TOPIC).build(), client.producer("payments").build());
+    for number in 1..=2 {
+        let order_id = format!("o-{number}");
+        let sent = async { orders.publish(&OrderPlaced { order_id }).await?.await };
+        soon("publishing", sent).await.unwrap();
+    }
+    let late = {
+        let paid = OrderPaid { order_id: "o-1".into() };
+        tokio::join!(broker.expect_published::<OrderPaid>(), async {
+            payments.publish(&paid).await.unwrap().await.unwrap();
+        })
+        .0
+    };
+    assert_eq!(late.order_id, "o-1");
+    let mut placed = [
+        broker.expect_published::<OrderPlaced>().await.order_id,
+        broker.expect_published::<OrderPlaced>().await.order_id,
+    ];
+    placed.sort();
+    assert_eq!(placed, ["o-1", "o-2"]);
+    assert_eq!(broker.published::<OrderPlaced>().await.len(), 2);
+
+    let record = &broker.records(TOPIC).await[0];
+    assert_eq!(record.event_type(), Some("order.placed.v2"));
+    assert_eq!(record.header_str("ce_source"), Some("/test"));
+    assert_eq!(record.header_str("ce_specversion"), Some("1.0"));
+    assert_eq!(record.header_str("ce_id").map(str::len), Some(32));
+    assert_eq!(record.header_str("ce_partitionkey"), record.key_str());
 }

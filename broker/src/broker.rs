@@ -20,9 +20,7 @@ use crate::config::{BoundAddresses, Config, DEFAULT_LISTENER};
 use crate::env::{Clock, SystemClock, Tasks, random_seed};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::rpc::{
-    Certificates, ClientTls, Dialer, GrpcPeerCalls, GrpcPeerStreams, NodeTls, Servers, Shared,
-};
+use crate::rpc::{Certificates, Dialer, GrpcPeerCalls, GrpcPeerStreams, NodeTls, Servers, Shared};
 
 /// How often the node is asked whether it serves: often at first, for it may be about to, then rarely, for it costs something where
 /// there are many partitions.
@@ -95,8 +93,7 @@ impl Broker {
         config
             .validate()
             .map_err(|error| StartError::Config { key: "configuration", why: error.to_string() })?;
-        let tls =
-            Certificates { clients: ClientTls::load(&config)?, nodes: NodeTls::load(&config)? };
+        let tls = Certificates::load(&config)?;
         if let Some(nodes) = &tls.nodes {
             config.node.id = Some(certified_id(&config, nodes)?);
         }
@@ -122,6 +119,7 @@ impl Broker {
         let node = tasks.spawn_blocking(move || Node::start(node_config, deps)).await;
         let node = node.map_err(|error| StartError::Io(io::Error::other(error)))??;
         streams.set_events(Arc::new(node.clone()));
+        let reload_pause = Duration::from_millis(config.tls.reload_ms);
         let shared = Shared::new(
             node.clone(),
             calls,
@@ -131,6 +129,14 @@ impl Broker {
             config,
         );
         let (closing, closing_seen) = watch::channel(false);
+        let keep_up = tls.clone().keep_up(reload_pause, tasks.clone(), Arc::clone(&metrics));
+        let mut until_closing = closing_seen.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = keep_up => {}
+                _ = until_closing.wait_for(|closing| *closing) => {}
+            }
+        });
         let servers = Servers::new(Arc::new(shared), tls, closing_seen.clone());
         servers.set_serving(false).await;
         let (ready_sender, ready) = watch::channel(false);

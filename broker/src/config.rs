@@ -142,7 +142,7 @@ pub struct NamedListener {
 }
 
 /// `tls.*`: the client listeners. Certificate and key go together; without them clients are served in plain text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsSection {
     /// The certificate that clients are shown, with its intermediates behind it (PEM).
     pub cert_file: Option<PathBuf>,
@@ -150,6 +150,8 @@ pub struct TlsSection {
     pub key_file: Option<PathBuf>,
     /// Authorities whose certificates clients must show one of (PEM); `None`: clients need none.
     pub client_ca_file: Option<PathBuf>,
+    /// Pause between two looks at the files, those of `internal_tls` too, in milliseconds.
+    pub reload_ms: u64,
 }
 
 /// `internal_tls.*`: the internal listener and the connections to those of other nodes. All three or none.

@@ -166,6 +166,7 @@ pub struct Metrics {
     connections: Gauge,
     connections_refused: Counter,
     handshakes_failed: Counter,
+    tls_files_refused: Gauge,
     groups: Gauge,
     group_members: Gauge,
     group_rebalances: Counter,
@@ -220,6 +221,7 @@ impl Metrics {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
+            tls_files_refused: Gauge::default(),
             groups: Gauge::default(),
             group_members: Gauge::default(),
             group_rebalances: Counter::default(),
@@ -395,6 +397,11 @@ impl Metrics {
             "Connections of clients and other nodes closed because their TLS handshake failed",
             self.handshakes_failed.clone(),
         );
+        registry.register(
+            "tls_files_refused",
+            "1 while the files for TLS hold something that cannot be used; what they held before is",
+            self.tls_files_refused.clone(),
+        );
     }
 
     /// One sync made `groups` replicas durable in `seconds`.
@@ -524,6 +531,11 @@ impl Metrics {
     /// A connection was closed because its TLS handshake failed.
     pub fn handshake_failed(&self) {
         self.handshakes_failed.inc();
+    }
+
+    /// Whether the files for TLS hold something that cannot be used.
+    pub fn set_tls_files_refused(&self, is_refused: bool) {
+        self.tls_files_refused.set(i64::from(is_refused));
     }
 
     /// Every series in Prometheus' text format (OpenMetrics 1.0), with what the scraper read just now.

@@ -52,7 +52,7 @@ pub(crate) use dial::Dialer;
 pub(crate) use door::Shared;
 pub(crate) use peer_calls::GrpcPeerCalls;
 pub(crate) use peer_streams::GrpcPeerStreams;
-pub(crate) use tls::{ClientTls, NodeTls};
+pub(crate) use tls::{Certificates, NodeTls};
 
 use door::Door;
 use in_flight::ByteBudget;
@@ -95,15 +95,6 @@ pub(crate) struct Servers {
     health: HealthReporter,
     closing: watch::Receiver<bool>,
     tls: Certificates,
-}
-
-/// What connections are accepted with.
-#[derive(Clone)]
-pub(crate) struct Certificates {
-    /// From clients; `None`: in plain text.
-    pub(crate) clients: Option<Arc<ClientTls>>,
-    /// From other nodes; `None`: in plain text.
-    pub(crate) nodes: Option<Arc<NodeTls>>,
 }
 
 impl Servers {

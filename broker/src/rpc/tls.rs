@@ -1,12 +1,13 @@
 //! TLS: files with certificates and keys, made into what connections are accepted and opened with.
 //!
-//! Owns: reading those files, every check on them, and which node a certificate names. Never: sockets.
+//! Owns: reading those files, at the start and whenever they change, every check on them, and which node a certificate names. Never: sockets.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -19,6 +20,8 @@ use webpki::EndEntityCert;
 
 use crate::cluster::{NodeId, StartError};
 use crate::config::{Config, InternalTlsSection, TlsSection};
+use crate::env::Tasks;
+use crate::metrics::Metrics;
 
 /// What gRPC speaks above TLS.
 const ALPN_H2: &[u8] = b"h2";
@@ -163,28 +166,149 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
+/// What was made of files, and is made again when they change. What cannot be used changes nothing.
+struct Watched<T> {
+    files: Files,
+    make: fn(&Files, &Contents) -> Result<T, Unusable>,
+    held: RwLock<T>,
+    last: Mutex<LastLook>,
+}
+
+/// What a look at the files has to be compared with.
+struct LastLook {
+    /// What is held was made of this.
+    contents: Contents,
+    /// Why what the files hold now is not used.
+    refused: Option<Unusable>,
+}
+
+impl<T: Clone> Watched<T> {
+    fn load(
+        files: Files,
+        make: fn(&Files, &Contents) -> Result<T, Unusable>,
+    ) -> Result<Self, Unusable> {
+        let contents = files.read()?;
+        let held = RwLock::new(make(&files, &contents)?);
+        Ok(Self { files, make, held, last: Mutex::new(LastLook { contents, refused: None }) })
+    }
+
+    fn held(&self) -> T {
+        self.held.read().clone()
+    }
+
+    /// Looks at the files. They are tried again at every look for as long as they are refused: a certificate may not be valid yet.
+    fn look(&self, fits: impl FnOnce(&T) -> Result<(), Unusable>) -> Look {
+        let mut last = self.last.lock();
+        let contents = match self.files.read() {
+            Ok(contents) if contents == last.contents => {
+                last.refused = None;
+                return Look::Same;
+            }
+            read => read,
+        };
+        let made = contents.and_then(|contents| {
+            let made = (self.make)(&self.files, &contents)?;
+            fits(&made)?;
+            Ok((made, contents))
+        });
+        match made {
+            Ok((made, contents)) => {
+                *self.held.write() = made;
+                *last = LastLook { contents, refused: None };
+                Look::Changed(self.files.certificate.path.clone())
+            }
+            Err(why) => {
+                let is_new = last.refused.as_ref() != Some(&why);
+                last.refused = Some(why.clone());
+                Look::Refused { why, is_new }
+            }
+        }
+    }
+}
+
+/// What a look at the files came to.
+enum Look {
+    Same,
+    /// What the files hold is in use now; the certificate's path.
+    Changed(PathBuf),
+    /// The files cannot be used, what was held is; `is_new` unless the last look said the same.
+    Refused {
+        why: Unusable,
+        is_new: bool,
+    },
+}
+
+/// What connections are accepted and opened with. Follows the files for as long as [`Certificates::keep_up`] runs.
+#[derive(Clone)]
+pub(crate) struct Certificates {
+    /// For clients; `None`: in plain text.
+    pub(crate) clients: Option<Arc<ClientTls>>,
+    /// For other nodes; `None`: in plain text.
+    pub(crate) nodes: Option<Arc<NodeTls>>,
+}
+
+impl Certificates {
+    /// Reads the files that the configuration names.
+    pub(crate) fn load(config: &Config) -> Result<Self, Unusable> {
+        Ok(Self { clients: ClientTls::load(config)?, nodes: NodeTls::load(config)? })
+    }
+
+    /// Looks at the files again and again: connections from then on are accepted and opened with what they hold, those that stand go
+    /// on. Never ends.
+    pub(crate) async fn keep_up(self, pause: Duration, tasks: Tasks, metrics: Arc<Metrics>) {
+        if self.clients.is_none() && self.nodes.is_none() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            tokio::time::sleep(pause).await;
+            let looking = self.clone();
+            // Reading files blocks.
+            let Ok(looks) = tasks.spawn_blocking(move || looking.look()).await else { continue };
+            metrics.set_tls_files_refused(
+                looks.iter().any(|look| matches!(look, Look::Refused { .. })),
+            );
+            for look in looks {
+                match look {
+                    Look::Same | Look::Refused { is_new: false, .. } => {}
+                    Look::Changed(path) => {
+                        tracing::info!(certificate = %path.display(), "new certificates are in use");
+                    }
+                    Look::Refused { why, is_new: true } => {
+                        tracing::error!(%why, "new certificates cannot be used; the old ones stay");
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&self) -> Vec<Look> {
+        let clients = self.clients.as_ref().map(|tls| tls.server.look(|_| Ok(())));
+        let nodes = self.nodes.as_ref().map(|tls| tls.look());
+        clients.into_iter().chain(nodes).collect()
+    }
+}
+
 /// What client connections are accepted with.
 pub(crate) struct ClientTls {
-    server: RwLock<Arc<ServerConfig>>,
+    server: Watched<Arc<ServerConfig>>,
 }
 
 impl ClientTls {
-    /// Reads the files that the configuration names; `None` if it names none.
-    pub(crate) fn load(config: &Config) -> Result<Option<Arc<Self>>, Unusable> {
-        let TlsSection { cert_file, key_file, client_ca_file } = &config.tls;
+    fn load(config: &Config) -> Result<Option<Arc<Self>>, Unusable> {
+        let TlsSection { cert_file, key_file, client_ca_file, .. } = &config.tls;
         let (Some(certificate), Some(key)) = (cert_file, key_file) else { return Ok(None) };
         let files = Files {
             certificate: NamedFile::new("tls.cert_file", certificate),
             key: NamedFile::new("tls.key_file", key),
             authority: client_ca_file.as_ref().map(|it| NamedFile::new("tls.client_ca_file", it)),
         };
-        let server = files.server(&files.read()?)?;
-        Ok(Some(Arc::new(Self { server: RwLock::new(Arc::new(server)) })))
+        let make = |files: &Files, contents: &Contents| files.server(contents).map(Arc::new);
+        Ok(Some(Arc::new(Self { server: Watched::load(files, make)? })))
     }
 
     /// For the next connection.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.server.read()))
+        TlsAcceptor::from(self.server.held())
     }
 }
 
@@ -192,19 +316,20 @@ impl ClientTls {
 /// which node it is.
 pub(crate) struct NodeTls {
     node: NodeId,
-    ends: RwLock<Ends>,
+    ends: Watched<Ends>,
 }
 
 /// Both ends of a connection as this node holds them.
 #[derive(Clone)]
 struct Ends {
+    /// The node that the certificate names.
+    node: NodeId,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
 
 impl NodeTls {
-    /// Reads the files that the configuration names; `None` if it names none.
-    pub(crate) fn load(config: &Config) -> Result<Option<Arc<Self>>, Unusable> {
+    pub(super) fn load(config: &Config) -> Result<Option<Arc<Self>>, Unusable> {
         let InternalTlsSection { cert_file, key_file, ca_file } = &config.internal_tls;
         let (Some(certificate), Some(key), Some(authority)) = (cert_file, key_file, ca_file) else {
             return Ok(None);
@@ -214,8 +339,19 @@ impl NodeTls {
             key: NamedFile::new("internal_tls.key_file", key),
             authority: Some(NamedFile::new("internal_tls.ca_file", authority)),
         };
-        let (node, ends) = files.ends(&files.read()?)?;
-        Ok(Some(Arc::new(Self { node, ends: RwLock::new(ends) })))
+        let ends = Watched::load(files, Files::ends)?;
+        Ok(Some(Arc::new(Self { node: ends.held().node, ends })))
+    }
+
+    fn look(&self) -> Look {
+        self.ends.look(|ends| match ends.node == self.node {
+            true => Ok(()),
+            false => Err(self
+                .ends
+                .files
+                .certificate
+                .unusable(format_args!("is node {}'s, and this is node {}", ends.node, self.node))),
+        })
     }
 
     /// The node that the certificate names: this one.
@@ -225,18 +361,18 @@ impl NodeTls {
 
     /// For the next connection from another node.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.ends.read().server))
+        TlsAcceptor::from(self.ends.held().server)
     }
 
     /// For the next connection to another node.
     pub(super) fn connector(&self) -> TlsConnector {
-        TlsConnector::from(Arc::clone(&self.ends.read().client))
+        TlsConnector::from(self.ends.held().client)
     }
 }
 
 impl Files {
-    /// Both ends, and the node that the certificate names.
-    fn ends(&self, contents: &Contents) -> Result<(NodeId, Ends), Unusable> {
+    /// Both ends of connections between nodes.
+    fn ends(&self, contents: &Contents) -> Result<Ends, Unusable> {
         let server = self.server(contents)?;
         let chain = self.certificate.certificates(&contents.certificate)?;
         let key = self.key.private_key(&contents.key)?;
@@ -270,7 +406,7 @@ impl Files {
         client.alpn_protocols = vec![ALPN_H2.to_vec()];
         // A node is known by its certificate, not by the name of the host that it runs on.
         client.enable_sni = false;
-        Ok((node, Ends { server: Arc::new(server), client: Arc::new(client) }))
+        Ok(Ends { node, server: Arc::new(server), client: Arc::new(client) })
     }
 }
 

@@ -146,3 +146,60 @@ async fn files_that_are_no_good_are_named_with_their_key_at_the_start() {
         assert!(error.starts_with(key) && error.contains(why), "{error}");
     }
 }
+
+/// Waits until a broker says whether the files for TLS hold something that cannot be used.
+async fn refused_files(broker: &TestBroker, expected: u32) {
+    until("the look at the files", || async {
+        let (_, text) = http_get(broker.broker.http_addr(), "/metrics").await;
+        text.contains(&format!("\nhighwater_tls_files_refused {expected}\n"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_certificates_are_for_new_connections_and_bad_ones_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Authority::new(dir.path(), "first");
+    let second = Authority::new(dir.path(), "second");
+    let issued = first.issue(dir.path(), "broker", &local());
+    let broker = TestBroker::start_with(|config| {
+        with_tls(config, &issued, None);
+        config.tls.reload_ms = 20;
+    })
+    .await;
+    let connect = async |authority: &Authority| {
+        builder(&broker, "https://").tls_ca_file(&authority.file).connect().await
+    };
+    let old = connect(&first).await.unwrap();
+    soon("creating", old.admin().create_topic(NewTopic::new("orders"))).await.unwrap();
+    let producer = old.producer("orders").build();
+    let publish = async || {
+        let ticket = soon("sending", producer.send(Record::new("x"))).await.unwrap();
+        soon("the acknowledgement", ticket).await.unwrap();
+    };
+    publish().await;
+
+    // The same paths, another authority.
+    second.issue(dir.path(), "broker", &local());
+    until("the new certificate", || async {
+        let client = builder(&broker, "https://").tls_ca_file(&second.file);
+        client.connect_timeout(Duration::from_millis(500)).connect().await.is_ok()
+    })
+    .await;
+    refused(builder(&broker, "https://").tls_ca_file(&first.file)).await;
+    // Its connection stands, and could not be opened again.
+    publish().await;
+
+    std::fs::write(&issued.certificate, "no certificate at all").unwrap();
+    refused_files(&broker, 1).await;
+    connect(&second).await.expect("the last good one is shown");
+    // The key of another certificate is as bad.
+    let other = first.issue(dir.path(), "other", &local());
+    std::fs::copy(&other.certificate, &issued.certificate).unwrap();
+    connect(&second).await.expect("the last good one is shown");
+    std::fs::copy(&other.key, &issued.key).unwrap();
+    refused_files(&broker, 0).await;
+    connect(&first).await.expect("mended");
+    refused(builder(&broker, "https://").tls_ca_file(&second.file)).await;
+    publish().await;
+}

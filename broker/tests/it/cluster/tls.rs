@@ -271,3 +271,62 @@ async fn a_certificate_that_other_nodes_would_refuse_is_named_at_the_start() {
         assert!(error.contains(why), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authority_of_a_cluster_is_replaced_while_it_serves() {
+    let (office, successor) = (Office::new(), Office::new());
+    let mut nodes = Nodes::prepare(|_| {});
+    for place in 0..3 {
+        let issued = office.node(place as u64 + 1);
+        office.configure(nodes.config(place), &issued);
+        nodes.config(place).tls.reload_ms = 20;
+    }
+    nodes.run_all().await;
+    nodes.clients(0).create_topic("orders", 3).await;
+    let (old, new) = (&office.authority.file, &successor.authority.file);
+    let both = [std::fs::read(old).unwrap(), std::fs::read(new).unwrap()].concat();
+    std::fs::write(old, &both).unwrap();
+    let address = nodes.config(0).listen.internal.clone();
+    let third = successor.node(3);
+    // Asked with the certificate of either authority, a node answers once it knows both.
+    let is_let_in = async |authority: &Authority, issued: &Issued| {
+        let Ok(channel) = Intruder::new(&address, authority, Some(issued)).connect().await else {
+            return false;
+        };
+        let request = internal::GetFoundingStateRequest::default();
+        NodeServiceClient::new(channel).get_founding_state(request).await.is_ok()
+    };
+    until("the second authority being known", || is_let_in(&office.authority, &third)).await;
+    // One that names another node is not used.
+    let stranger = successor.node(7);
+    let own = office.dir.path().join("node-1-cert.pem");
+    std::fs::copy(&stranger.certificate, &own).unwrap();
+    std::fs::copy(&stranger.key, office.dir.path().join("node-1-key.pem")).unwrap();
+    until("the refusal", || async {
+        let (_, text) = http_get(nodes.broker(0).http_addr(), "/metrics").await;
+        text.contains("\nhighwater_tls_files_refused 1\n")
+    })
+    .await;
+    assert!(!is_let_in(&successor.authority, &third).await, "it shows what it showed before");
+    for id in 1..=3 {
+        successor.authority.issue(office.dir.path(), &format!("node-{id}"), &certs::node(id));
+    }
+    until("the new certificate", || is_let_in(&successor.authority, &third)).await;
+    std::fs::write(old, std::fs::read(new).unwrap()).unwrap();
+    let former = Office { authority: office.authority, dir: tempfile::tempdir().unwrap() };
+    let former = former.authority.issue(former.dir.path(), "node-3", &certs::node(3));
+    until("the first authority being forgotten", || async {
+        !is_let_in(&successor.authority, &former).await
+    })
+    .await;
+    for partition in 0..3 {
+        nodes.clients(0).publish("orders", partition, &["x"]).await;
+    }
+    // Its connections are all new.
+    nodes.stop(1).await;
+    nodes.run_all().await;
+    for partition in 0..3 {
+        nodes.clients(1).publish("orders", partition, &["y"]).await;
+    }
+    nodes.stop_all().await;
+}

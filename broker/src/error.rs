@@ -189,6 +189,11 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// The caller is no member any more because another process, or another stream of its own, is in its place.
+    pub(crate) fn replaced() -> Self {
+        Self::MemberFenced { cause: "REPLACED", why: "another stream took its place" }
+    }
+
     /// The machine-readable reason, part of the wire contract.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -84,12 +84,13 @@ impl Groups {
         &self.inner.surroundings.options
     }
 
-    /// Takes a member in, or back. What it is told arrives at the receiver, whose end means that this is not its coordinator any
+    /// Takes a member in, or back: `returns` says that it was in the group before. What it is told arrives at the receiver, whose end means that this is not its coordinator any
     /// more.
     pub(crate) async fn join(
         &self,
         group: &str,
         mut spec: JoinSpec,
+        returns: bool,
     ) -> Result<(MemberLine, mpsc::Receiver<ToMember>), BrokerError> {
         check_name("group", group)?;
         if !spec.static_id.is_empty() {
@@ -116,7 +117,7 @@ impl Groups {
         };
         let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
         let line = MemberLine { ticket: ticket.clone(), commands: commands.clone() };
-        ask(&commands, |answer| Command::Join { ticket, spec, outbox, answer }).await?;
+        ask(&commands, |answer| Command::Join { ticket, spec, returns, outbox, answer }).await?;
         Ok((line, inbox))
     }
 

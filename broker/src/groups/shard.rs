@@ -156,18 +156,48 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, BrokerError>>;
 /// What is asked of a coordinator.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join { ticket: Ticket, spec: JoinSpec, outbox: mpsc::Sender<ToMember>, answer: Answer<()> },
+    Join {
+        ticket: Ticket,
+        spec: JoinSpec,
+        returns: bool,
+        outbox: mpsc::Sender<ToMember>,
+        answer: Answer<()>,
+    },
     Heartbeat(Ticket, Heartbeat),
     Release(Ticket, Vec<Owned>),
-    Commit { ticket: Ticket, request_id: u64, offsets: Vec<(Owned, i64, String)> },
+    Commit {
+        ticket: Ticket,
+        request_id: u64,
+        offsets: Vec<(Owned, i64, String)>,
+    },
     Leave(Ticket),
     Disconnected(Ticket),
-    CommitUnowned { group: String, offsets: Vec<NewOffset>, answer: Answer<()> },
-    Reset { group: String, offsets: Vec<NewOffset>, dry_run: bool, answer: Answer<()> },
-    Fetch { group: String, answer: Answer<Vec<(Place, Progress)>> },
-    Describe { group: String, answer: Answer<Described> },
-    Delete { group: String, answer: Answer<()> },
-    List { answer: Answer<Vec<Listed>> },
+    CommitUnowned {
+        group: String,
+        offsets: Vec<NewOffset>,
+        answer: Answer<()>,
+    },
+    Reset {
+        group: String,
+        offsets: Vec<NewOffset>,
+        dry_run: bool,
+        answer: Answer<()>,
+    },
+    Fetch {
+        group: String,
+        answer: Answer<Vec<(Place, Progress)>>,
+    },
+    Describe {
+        group: String,
+        answer: Answer<Described>,
+    },
+    Delete {
+        group: String,
+        answer: Answer<()>,
+    },
+    List {
+        answer: Answer<Vec<Listed>>,
+    },
 }
 
 /// An answer that waits for its turn's records to be committed.
@@ -439,8 +469,8 @@ impl Shard {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Join { ticket, spec, outbox, answer } => {
-                let joined = self.join(&ticket, spec, outbox);
+            Command::Join { ticket, spec, returns, outbox, answer } => {
+                let joined = self.join(&ticket, spec, returns, outbox);
                 self.answer(answer, joined);
             }
             Command::Heartbeat(ticket, heartbeat) => self.heartbeat(&ticket, heartbeat),
@@ -511,12 +541,16 @@ impl Shard {
         &mut self,
         ticket: &Ticket,
         spec: JoinSpec,
+        returns: bool,
         outbox: mpsc::Sender<ToMember>,
     ) -> Result<(), BrokerError> {
         let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
         let view = Arc::clone(&self.view);
         let members_max = self.surroundings.options.members_max;
         let state = self.group(&ticket.group)?;
+        if returns && state.group.was_replaced(&spec) {
+            return Err(BrokerError::replaced());
+        }
         let members = &state.group.members;
         if !members.contains_key(&spec.member_id) && members.len() >= members_max {
             let limit = members_max.to_string();

@@ -81,10 +81,10 @@ async fn run(
         }
         Ok(None) | Err(_) => return Ended::Gone,
     };
-    let group = init.group.clone();
+    let (group, returns) = (init.group.clone(), init.returns);
     let spec = spec(door, init);
     let (session_timeout, progress_timeout) = (spec.session_timeout, spec.progress_timeout);
-    let (line, mut told) = match door.groups.join(&group, spec).await {
+    let (line, mut told) = match door.groups.join(&group, spec, returns).await {
         Ok(joined) => joined,
         Err(error) => return refuse(error),
     };
@@ -230,9 +230,7 @@ fn response(door: &Door, message: ToMember) -> Result<Response, Option<BrokerErr
         ToMember::Gone(Gone::Stuck) => {
             return Err(Some(fenced("STUCK", "it held partitions without progress for too long")));
         }
-        ToMember::Gone(Gone::Replaced) => {
-            return Err(Some(fenced("REPLACED", "another stream took its place")));
-        }
+        ToMember::Gone(Gone::Replaced) => return Err(Some(BrokerError::replaced())),
     })
 }
 

@@ -143,6 +143,11 @@ async fn a_second_stream_of_a_member_and_a_second_process_with_its_static_id_fen
     assert!(after.iter().zip(&before).all(|(after, before)| after.epoch > before.epoch));
     assert_eq!(reason(&second.ended().await.unwrap()), "MEMBER_FENCED");
     assert_eq!(third.commit(&before[0], 1).await.fenced, [owned(&before[0])]);
+    // The first process was only cut off, and comes back.
+    let back = v1::JoinInit { returns: true, ..init("a") };
+    let status = clients.try_join(back).await.map(drop).unwrap_err();
+    assert_eq!(reason(&status), "MEMBER_FENCED");
+    assert_eq!(third.commit(&after[0], 1).await.fenced, [], "its successor stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,6 +88,8 @@ pub(super) struct Session {
     /// This member counts as one until then.
     lease_ends: Instant,
     has_lease: bool,
+    /// The group knew this member once.
+    has_joined: bool,
     session_timeout: Duration,
     heartbeat_sequence: u64,
     /// When heartbeats were sent that are not answered yet.
@@ -118,6 +120,7 @@ impl Session {
             hint: None,
             lease_ends,
             has_lease: false,
+            has_joined: false,
             heartbeat_sequence: 0,
             unanswered: BTreeMap::new(),
             seen_progress: 0,
@@ -284,6 +287,7 @@ impl Session {
             topics: vec![self.settings.topic.clone()],
             session_timeout_ms: millis(self.settings.session_timeout),
             progress_timeout_ms: millis(self.settings.progress_timeout),
+            returns: self.has_joined,
         };
         _ = requests.send(v1::JoinRequest { message: Some(Request::Init(init)) });
         let sent_at = self.client.shared.env.now();
@@ -296,6 +300,7 @@ impl Session {
         self.session_timeout = Duration::from_millis(joined.session_timeout_ms.into());
         self.lease_ends = sent_at + self.session_timeout;
         self.has_lease = true;
+        self.has_joined = true;
         self.unanswered.clear();
         // What was sent on an earlier stream may be lost.
         self.membership.forget_sent();

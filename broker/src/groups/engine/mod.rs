@@ -154,6 +154,14 @@ impl Group {
         self.rebalance();
     }
 
+    /// Whether a member that comes back was replaced while it was away: another one has its static id.
+    pub(crate) fn was_replaced(&self, spec: &JoinSpec) -> bool {
+        let mut members = self.members.values();
+        !spec.static_id.is_empty()
+            && !self.members.contains_key(&spec.member_id)
+            && members.any(|member| member.spec.static_id == spec.static_id)
+    }
+
     /// Whoever had this static id is gone; what it owned goes to the newcomer, at new epochs, so that nothing the old process says
     /// counts any more.
     fn replace_static(&mut self, spec: &JoinSpec) {

@@ -142,6 +142,10 @@ fn a_static_member_that_restarts_keeps_its_partitions_and_fences_its_old_process
     assert_eq!(effects.tell, BTreeSet::from(["a2".to_owned()]), "nobody else notices");
     assert_eq!(owned(&group, "a2"), before);
     assert!(wanted_epoch(&group, "a2") > old);
+    assert!(group.was_replaced(&spec("a1", "a")), "it may not evict its successor");
+    assert!(!group.was_replaced(&spec("a2", "a")) && !group.was_replaced(&spec("x", "")));
+    group.leave("a2");
+    assert!(!group.was_replaced(&spec("a1", "a")), "its place is free");
 }
 
 fn wanted_epoch(group: &Group, id: &str) -> u64 {

@@ -408,13 +408,14 @@ impl Driver {
         let number = revoked.partition;
         let refusal = Refusal::from_detail(&revoked.error.unwrap_or_default());
         let shared = self.client.shared.clone();
+        let goes_on = refusal.is_retriable() || self.is_for_the_group(&refusal);
         let Some(cursor) = self.cursor(stream, number) else { return };
         if cursor.awaiting > 1 {
             // It concerns the place before a seek. Whether the broker still takes that seek is not known: ask anew.
             cursor.detach(now, None);
             return;
         }
-        if refusal.is_retriable() {
+        if goes_on {
             let hint = refusal.leader_hint();
             cursor.detach(now, Some(refusal));
             cursor.retry_at = Some(cursor.backoff.failed(&shared.config.retry, &shared.env));
@@ -506,8 +507,25 @@ impl Driver {
         self.cursors.insert(partition, cursor);
     }
 
+    /// The group reads another topic of the same name from now on. What was read of the one before has been taken away.
+    fn change_topic(&mut self, topic_id: &str) {
+        topic_id.clone_into(&mut self.topic_id);
+        self.leaders.clear();
+        self.refresher.want();
+    }
+
+    /// Whether a refusal says that the topic is not there any more. In a group, its coordinator says what follows: the partitions
+    /// are taken away, and those of a new topic of the name are given.
+    fn is_for_the_group(&self, refusal: &Refusal) -> bool {
+        let gone = [reason::TOPIC_ID_MISMATCH, reason::UNKNOWN_TOPIC];
+        self.settings.group.is_some() && gone.contains(&refusal.reason())
+    }
+
     fn on_seek(&mut self, seek: &Seek) {
         let now = self.client.shared.env.now();
+        if let Some(topic_id) = seek.topic_id.as_ref().filter(|id| ***id != *self.topic_id) {
+            self.change_topic(topic_id);
+        }
         if self.settings.group.is_some() && !self.cursors.contains_key(&seek.partition) {
             self.begin(seek.partition, now);
         }
@@ -545,6 +563,10 @@ impl Driver {
     }
 
     fn end_all(&mut self, refusal: &Refusal) {
+        if self.is_for_the_group(refusal) {
+            self.refresher.want();
+            return;
+        }
         let alive = self.cursors.iter().filter(|(_, cursor)| !cursor.ended);
         let alive: Vec<u32> = alive.map(|(number, _)| *number).collect();
         for number in alive {

@@ -252,7 +252,7 @@ impl Events {
         drop(places);
         self.current.take_if(|current| current.partition == partition);
         // The driver lives as long as this end, unless the runtime stopped; then the stream says so.
-        _ = self.orders.send(Order::Seek(Seek { partition, to, generation }));
+        _ = self.orders.send(Order::Seek(Seek { partition, to, generation, topic_id: None }));
         Ok(())
     }
 

@@ -130,6 +130,8 @@ pub(crate) struct Seek {
     pub(crate) partition: u32,
     pub(crate) to: Start,
     pub(crate) generation: u64,
+    /// The id of the topic, where the coordinator of a group says it.
+    pub(crate) topic_id: Option<Arc<str>>,
 }
 
 #[cfg(test)]

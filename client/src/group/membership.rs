@@ -19,6 +19,8 @@ use crate::types::Start;
 #[derive(Debug)]
 struct Held {
     epoch: u64,
+    /// Of the topic that it belongs to; none if the coordinator did not say.
+    topic_id: Option<Arc<str>>,
     /// Distinguishes what was asked for before the reading was begun anew.
     generation: u64,
     /// Events may be handed out.
@@ -112,6 +114,7 @@ impl Membership {
             let generation = state.generations;
             let held = state.held.entry(partition).or_insert_with(|| Held {
                 epoch: it.epoch,
+                topic_id: (!it.topic_id.is_empty()).then(|| Arc::from(&*it.topic_id)),
                 generation,
                 is_open: false,
                 start: it.committed_offset.map_or(self.start, Start::Offset),
@@ -125,7 +128,7 @@ impl Membership {
                 held.is_open = true;
                 held.generation = generation;
                 let start = held.tracker.position().map_or(held.start, Start::Offset);
-                self.begin(partition, start, generation);
+                self.begin(partition, held.topic_id.clone(), start, generation);
             }
         }
         drop(state);
@@ -137,7 +140,7 @@ impl Membership {
         self.assigned(&[]);
     }
 
-    fn begin(&self, partition: u32, to: Start, generation: u64) {
+    fn begin(&self, partition: u32, topic_id: Option<Arc<str>>, to: Start, generation: u64) {
         let position = match to {
             Start::Offset(offset) => Some(offset),
             Start::Earliest | Start::Latest | Start::Timestamp(_) => None,
@@ -145,7 +148,7 @@ impl Membership {
         let place = Place { position, generation, ..Place::default() };
         self.places.lock().insert(partition, place);
         // The driver lives as long as the service's end.
-        _ = self.orders.send(Order::Seek(Seek { partition, to, generation }));
+        _ = self.orders.send(Order::Seek(Seek { partition, to, generation, topic_id }));
     }
 
     fn stop(&self, partition: u32) {
@@ -162,8 +165,9 @@ impl Membership {
         held.generation = generation;
         held.tracker = Tracker::default();
         held.start = Start::Earliest;
+        let topic_id = held.topic_id.clone();
         self.stop(partition);
-        self.begin(partition, Start::Earliest, generation);
+        self.begin(partition, topic_id, Start::Earliest, generation);
     }
 
     /// An event is to be handed out: its partition's epoch if it may be.

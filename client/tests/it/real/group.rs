@@ -290,3 +290,21 @@ async fn every_node_restarts_in_turn_and_members_never_need_to() {
     }
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_made_again_is_read_from_its_start() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client().await;
+    create(&client, PARTITIONS).await;
+    publish(&client, 0..60).await;
+    let mut events = join(member(&client)).await;
+    assert_eq!(take(&mut events, 60).await, (0..60).collect());
+    soon(client.admin().delete_topic(TOPIC)).await.unwrap();
+    create(&client, PARTITIONS).await;
+    let client = cluster.client().await;
+    publish(&client, 60..72).await;
+    assert_eq!(take(&mut events, 12).await, (60..72).collect());
+    assert_eq!(drain(&mut events).await, BTreeSet::new());
+    soon(events.close()).await;
+    cluster.stop().await;
+}

@@ -4,7 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "this file is the seam that the lint protects")]
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Time since a start of one's own choosing.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,11 @@ impl Stopwatch {
     pub fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// The machine's date and time.
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Starts a task.

@@ -108,7 +108,7 @@ fn judge(word: &str) -> (Exit, Option<&'static str>) {
         reason::CONNECTION => (
             Exit::TimedOut,
             Some(
-                "check --server (or HIGHWATER_SERVERS, or the profile) and that a broker runs there",
+                "check --server (or HIGHWATER_SERVERS, or the profile) and that a broker runs there; one with TLS takes https:// only",
             ),
         ),
         reason::TIMEOUT

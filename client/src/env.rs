@@ -66,4 +66,9 @@ impl Env {
     pub(crate) fn unique(&self) -> u128 {
         self.random.lock().random()
     }
+
+    /// 64 random bits.
+    pub(crate) fn unique_half(&self) -> u64 {
+        self.random.lock().random()
+    }
 }

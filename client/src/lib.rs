@@ -36,6 +36,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Services that handle typed events use [`event`] and [`worker`], which builds on all of this.
+//!
 //! # A whole round
 //!
 //! ```
@@ -78,6 +80,7 @@
 //!   have been written all the same ([`SendError::may_have_been_written`]).
 
 mod admin;
+mod breaker;
 mod client;
 mod config;
 mod connections;
@@ -91,6 +94,7 @@ mod producer;
 mod record;
 mod refresher;
 mod types;
+pub mod worker;
 
 pub use admin::Admin;
 pub use client::Client;

@@ -34,7 +34,7 @@
 //! | header | value |
 //! | --- | --- |
 //! | `ce_specversion` | `1.0` |
-//! | `ce_id` | unique for its source; the same when an event is sent again, so that duplicates are known |
+//! | `ce_id` | unique for its source; the same when an event is sent again, which is what an [`Inbox`](crate::worker::Inbox) looks at |
 //! | `ce_source` | who published it, a URI reference |
 //! | `ce_type` | [`Event::event_type`]: `order.placed.v2` |
 //! | `ce_time` | when, as RFC 3339 |
@@ -53,6 +53,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use cloud::{Attributes, ID, SOURCE, SUBJECT, TIME, TRACEPARENT, TYPE};
+pub(crate) use trace::within as within_trace;
 pub use trace::{InvalidTrace, TraceContext};
 
 /// Derives [`Event`](trait@Event): `#[event(name = "order.placed", version = 2, key = "order_id")]`.

@@ -3,7 +3,18 @@
 //! Owns: the `traceparent` text. Never: spans or exporters; whatever traces the service reads and gives this.
 
 use std::fmt;
+use std::future::Future;
 use std::str::FromStr;
+
+tokio::task_local! {
+    /// The trace of the event that this task handles.
+    static CURRENT: Option<TraceContext>;
+}
+
+/// Runs a future within a trace: what is published in it belongs to that.
+pub(crate) async fn within<F: Future>(trace: Option<TraceContext>, future: F) -> F::Output {
+    CURRENT.scope(trace, future).await
+}
 
 /// The `traceparent` of [W3C trace context](https://www.w3.org/TR/trace-context/): which trace, and which step of it came before.
 ///
@@ -35,6 +46,11 @@ impl TraceContext {
     pub fn new(trace_id: u128, parent_id: u64, is_sampled: bool) -> Option<Self> {
         let flags = u8::from(is_sampled);
         (trace_id != 0 && parent_id != 0).then_some(Self { trace_id, parent_id, flags })
+    }
+
+    /// The trace of the event that is being handled; `None` outside of a worker's handler, or if the event has none.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(|trace| *trace).ok().flatten()
     }
 
     /// The trace.

@@ -196,6 +196,7 @@ impl Producer {
         let mut attributes =
             event::Attributes::new(format!("{:032x}", env.unique()), &shared.settings.source);
         attributes.time_ms = Some(env.wall_ms());
+        attributes.trace = event::TraceContext::current();
         let record = Record::of(event, &attributes)?;
         self.send(record).await
     }

@@ -611,12 +611,11 @@ impl Config {
         GroupOptions {
             offsets_partitions: groups.offsets_partitions,
             offsets_replication_factor: groups.offsets_replication_factor,
-            offsets_retention_ms: groups.offsets_retention_ms,
+            offsets_retention: Duration::from_millis(groups.offsets_retention_ms),
             session_timeout: Duration::from_millis(groups.session_timeout_ms.into()),
             progress_timeout: Duration::from_millis(groups.progress_timeout_ms.into()),
             groups_max: size(groups.groups),
             members_max: size(groups.members),
-            takeover_grace: Duration::from_millis(self.raft.tick_ms) * self.raft.election_ticks * 2,
         }
     }
 }

@@ -19,6 +19,9 @@ pub(super) const METADATA_BYTES_MAX: usize = 4 << 10;
 pub(super) const COMMIT_OFFSETS_MAX: usize = 20_000;
 /// Largest stored group, in bytes: below what a record may measure.
 pub(super) const GROUP_BYTES_MAX: usize = 768 << 10;
+/// How long ago a majority must have stored something for a coordinator that it tells members anything: until then nobody else had taken
+/// over. By so much a new one waits longer for members, which an old one may have answered meanwhile.
+pub(super) const PROOF_AGE_MAX: Duration = Duration::from_secs(2);
 /// Shortest and longest session timeout.
 const SESSION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(1_800);
@@ -33,8 +36,8 @@ pub(crate) struct GroupOptions {
     pub(crate) offsets_partitions: u32,
     /// Replicas of each, never more than there are nodes.
     pub(crate) offsets_replication_factor: u32,
-    /// How long progress is kept after its group has become empty, in milliseconds.
-    pub(crate) offsets_retention_ms: u64,
+    /// How long progress is kept after its group has become empty.
+    pub(crate) offsets_retention: Duration,
     /// The session timeout of members that do not say one.
     pub(crate) session_timeout: Duration,
     /// The progress timeout of members that do not say one.
@@ -43,9 +46,6 @@ pub(crate) struct GroupOptions {
     pub(crate) groups_max: usize,
     /// Most members of one group.
     pub(crate) members_max: usize,
-    /// How much longer than its followers need to elect another a leader may believe to lead: twice the election timeout. By so much a
-    /// new coordinator waits longer for members, and after so long a pause an old one does not trust itself.
-    pub(crate) takeover_grace: Duration,
 }
 
 impl GroupOptions {

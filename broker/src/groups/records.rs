@@ -57,8 +57,8 @@ pub(super) fn seen(metadata_index: u64) -> Written {
 }
 
 /// A group as it is now.
-pub(super) fn group(name: &str, group: &Group, emptied_at_ms: i64) -> Written {
-    (key(Subject::Group(name.to_owned())), Some(value(group, emptied_at_ms).encode_to_vec().into()))
+pub(super) fn group(name: &str, group: &Group, empty_for: Duration) -> Written {
+    (key(Subject::Group(name.to_owned())), Some(value(group, empty_for).encode_to_vec().into()))
 }
 
 /// A group that is gone.
@@ -69,7 +69,7 @@ pub(super) fn group_gone(name: &str) -> Written {
 /// How many partitions the members of a group could own, whoever owns what, so that it can still be stored; `None` if these members
 /// alone are too many.
 pub(super) fn places_max(group: &Group) -> Option<usize> {
-    let mut members = value(group, i64::MAX);
+    let mut members = value(group, Duration::MAX);
     for member in &mut members.members {
         member.owned.clear();
     }
@@ -90,7 +90,7 @@ pub(super) fn offset(group: &str, place: &Place, progress: Option<&Progress>) ->
     (key(Subject::Offset(name)), value.map(|value| value.encode_to_vec().into()))
 }
 
-fn value(group: &Group, emptied_at_ms: i64) -> GroupValue {
+fn value(group: &Group, empty_for: Duration) -> GroupValue {
     let topics = group.topics_read();
     let numbers: BTreeMap<&str, u32> = topics.iter().copied().zip(0..).collect();
     let number = |topic: &str| numbers.get(topic).copied().unwrap_or(u32::MAX);
@@ -122,7 +122,8 @@ fn value(group: &Group, emptied_at_ms: i64) -> GroupValue {
         progress_timeout_ms: millis(member.spec.progress_timeout),
         owned: owned.remove(id.as_str()).unwrap_or_default().into_values().collect(),
     });
-    GroupValue { epoch: group.epoch, members: members.collect(), emptied_at_ms, topics }
+    let empty_for_ms = u64::try_from(empty_for.as_millis()).unwrap_or(u64::MAX);
+    GroupValue { epoch: group.epoch, members: members.collect(), empty_for_ms, topics }
 }
 
 /// The group that a value describes; its members' time counts from `now`.
@@ -220,16 +221,16 @@ mod tests {
 
     #[test]
     fn what_fits_can_be_stored_whoever_owns_it() {
-        let (_, stored) = group("g", &large(), i64::MAX);
+        let (_, stored) = group("g", &large(), Duration::MAX);
         assert!(stored.unwrap().len() <= GROUP_BYTES_MAX);
     }
 
     #[test]
     fn a_group_comes_back_as_it_was_stored() {
         let group = large();
-        let before = value(&group, 7);
+        let before = value(&group, Duration::from_secs(7));
         let again = restore(Duration::ZERO, before.clone());
-        assert_eq!(value(&again, 7), before);
+        assert_eq!(value(&again, Duration::from_secs(7)), before);
         assert_eq!(again.owners, group.owners);
         assert_eq!(again.topics(), group.topics());
     }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::coordinator::Surroundings;
 use super::engine::{Gone, Group, JoinSpec, Owned, Place, Topic};
 use super::offsets::{NewOffset, Progress};
-use super::options::{GROUP_BYTES_MAX, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX};
+use super::options::{GROUP_BYTES_MAX, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX, PROOF_AGE_MAX};
 use super::records::{self, Read, Written};
 use super::state::{GroupState, Message, Outcome};
 use crate::cluster::ClusterView;
@@ -36,6 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const METADATA_PAUSE: Duration = Duration::from_millis(20);
 /// How often it looks for groups whose progress has been kept long enough.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
+/// In how many steps of its retention it stores how long a group has been empty. With each coordinator up to so much is not counted.
+const AGE_STEPS: u32 = 16;
 
 /// What is said to a member.
 #[derive(Debug)]
@@ -218,6 +220,8 @@ pub(super) struct Shard {
     taken_in: u64,
     seen: u64,
     expires_at: Duration,
+    /// When what a majority has stored last was sent to it: at that time nobody else had taken over.
+    proven_at: Duration,
     gauges: GroupGauges,
 }
 
@@ -239,6 +243,7 @@ impl Shard {
             taken_in: 0,
             seen: 0,
             expires_at: Duration::ZERO,
+            proven_at: Duration::ZERO,
         }
     }
 
@@ -249,22 +254,14 @@ impl Shard {
             return;
         }
         let mut burst = Vec::with_capacity(BURST_MAX);
-        let grace = self.surroundings.options.takeover_grace;
         while self.leads() {
             let wait = self.until_due();
-            let asleep_since = self.now();
             let asked = commands.recv_many(&mut burst, BURST_MAX);
             // Time has passed, or something was asked: both are a turn. Unless nobody can ask any more.
             if let Ok(0) = tokio::time::timeout(wait, asked).await {
                 return;
             }
             if *self.surroundings.node.watch_stopping().borrow() {
-                return;
-            }
-            if self.now().saturating_sub(asleep_since) > wait + grace {
-                // The process was stopped for a while: somebody else may coordinate by now, and what is said here would prolong
-                // members' lives beyond what he knows.
-                tracing::info!("a coordinator of consumer groups begins anew after a pause");
                 return;
             }
             self.take_in_topics();
@@ -333,12 +330,12 @@ impl Shard {
         self.wait_for_metadata().await?;
         // What was committed after our mark, was committed by us: nothing.
         self.groups.retain(|name, state| values.contains_key(name) || !state.offsets.is_empty());
-        // The old coordinator may have heard from members a little longer than the new one knows.
-        let now = self.now() + self.surroundings.options.takeover_grace;
+        let now = self.now();
         for (name, value) in values {
-            let state = self.groups.entry(name).or_default();
-            state.emptied_at_ms = value.emptied_at_ms;
-            state.group = records::restore(now, value);
+            let empty_for = Duration::from_millis(value.empty_for_ms);
+            // The old coordinator may have answered members a little longer than the new one knows.
+            let group = records::restore(now + PROOF_AGE_MAX, value);
+            self.groups.entry(name).or_default().restored(now, group, empty_for);
         }
         tracing::info!(groups = self.groups.len(), "coordinating consumer groups");
         Ok(())
@@ -360,7 +357,7 @@ impl Shard {
     /// Writes records; answers with the offset behind them once they are committed.
     async fn write(&mut self, records: Vec<Written>) -> Result<u64, BrokerError> {
         let invalid = |error: highwater_proto::batch::BatchError| BrokerError::InvalidBatch(error);
-        let timestamp_ms = self.surroundings.clock.wall_ms();
+        let (began, timestamp_ms) = (self.now(), self.surroundings.clock.wall_ms());
         let mut tickets = Vec::new();
         let mut records = records.into_iter().peekable();
         while records.peek().is_some() {
@@ -381,6 +378,7 @@ impl Shard {
             let appended = ticket.await?;
             end = appended.base_offset + u64::from(header.offset_span());
         }
+        self.proven_at = began;
         Ok(end)
     }
 
@@ -388,6 +386,12 @@ impl Shard {
     async fn flush(&mut self) -> Result<(), BrokerError> {
         let Outcome { mut records, messages, moved } = std::mem::take(&mut self.outcome);
         let sayings = std::mem::take(&mut self.sayings);
+        let says_something = !messages.is_empty() || !sayings.is_empty();
+        let proof_age = self.now().saturating_sub(self.proven_at);
+        if records.is_empty() && says_something && proof_age > PROOF_AGE_MAX / 2 {
+            // Nothing is said on the word of this node alone: it may be slow to notice that another one leads.
+            records.push(records::beginning());
+        }
         if !records.is_empty() {
             if self.taken_in > self.seen {
                 self.seen = self.taken_in;
@@ -422,7 +426,7 @@ impl Shard {
     /// more.
     fn take_in_topics(&mut self) {
         self.view = self.surroundings.node.view();
-        let wall_ms = self.surroundings.clock.wall_ms();
+        let now = self.now();
         let is_new = self.view.metadata_index != self.taken_in;
         self.taken_in = self.view.metadata_index;
         for (name, state) in &mut self.groups {
@@ -435,25 +439,27 @@ impl Shard {
                 self.outcome.records.push(records::offset(name, &place, None));
             }
             state.set_topics(name, &self.view);
-            state.settle(name, wall_ms, &mut self.outcome);
+            state.settle(name, now, &mut self.outcome);
         }
     }
 
     /// What time brings.
     fn pass_time(&mut self) {
-        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
+        let now = self.now();
+        let retention = self.surroundings.options.offsets_retention;
         let expires = now >= self.expires_at;
         if expires {
-            self.expires_at = now + EXPIRY_INTERVAL;
+            self.expires_at = now + EXPIRY_INTERVAL.min(retention / AGE_STEPS);
         }
-        let retention_ms = self.surroundings.options.offsets_retention_ms;
         let mut over = Vec::new();
         for (name, state) in &mut self.groups {
             state.group.tick(now);
-            state.settle(name, wall_ms, &mut self.outcome);
-            if expires && state.is_over(wall_ms, retention_ms) {
+            state.settle(name, now, &mut self.outcome);
+            if expires && state.is_over(now, retention) {
                 state.erase(name, &mut self.outcome);
                 over.push(name.clone());
+            } else if expires {
+                state.age(name, now, retention / AGE_STEPS, &mut self.outcome);
             }
         }
         for name in over {
@@ -544,7 +550,7 @@ impl Shard {
         returns: bool,
         outbox: mpsc::Sender<ToMember>,
     ) -> Result<(), BrokerError> {
-        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
+        let now = self.now();
         let view = Arc::clone(&self.view);
         let members_max = self.surroundings.options.members_max;
         let state = self.group(&ticket.group)?;
@@ -568,18 +574,18 @@ impl Shard {
         let state = self.group(&ticket.group)?;
         state.join(now, spec, ticket, outbox, &mut outcome);
         state.set_topics(&ticket.group, &view);
-        state.settle(&ticket.group, wall_ms, &mut outcome);
+        state.settle(&ticket.group, now, &mut outcome);
         self.outcome = outcome;
         Ok(())
     }
 
     /// Does something for a member whose stream this is, and settles what follows.
     fn with_member(&mut self, ticket: &Ticket, act: impl FnOnce(&mut GroupState, &str)) {
-        let wall_ms = self.surroundings.clock.wall_ms();
+        let now = self.now();
         let Some(state) = self.groups.get_mut(&ticket.group) else { return };
         if state.is_current(&ticket.member_id, ticket.session) {
             act(state, &ticket.member_id);
-            state.settle(&ticket.group, wall_ms, &mut self.outcome);
+            state.settle(&ticket.group, now, &mut self.outcome);
         }
     }
 
@@ -664,14 +670,12 @@ impl Shard {
         store: fn(&mut GroupState, &str, Place, Progress, &mut Outcome),
     ) -> Result<(), BrokerError> {
         self.check_unowned(group, &offsets)?;
-        let wall_ms = self.surroundings.clock.wall_ms();
+        let (now, wall_ms) = (self.now(), self.surroundings.clock.wall_ms());
         let view = Arc::clone(&self.view);
         self.group(group)?;
         let mut outcome = std::mem::take(&mut self.outcome);
         let state = self.groups.entry(group.to_owned()).or_default();
-        // How long progress is kept counts from now on.
-        state.emptied_at_ms = wall_ms;
-        outcome.records.push(records::group(group, &state.group, wall_ms));
+        state.touch(group, now, &mut outcome);
         for NewOffset { topic, partition, offset, metadata, topic_id: _ } in offsets {
             let topic_id = view.topics.get(&topic).map(|it| it.id.clone()).unwrap_or_default();
             let progress = Progress { offset, topic_id, metadata, committed_at_ms: wall_ms };

@@ -52,8 +52,12 @@ pub(super) struct Outcome {
 pub(super) struct GroupState {
     pub(super) group: Group,
     pub(super) offsets: Offsets,
-    /// When the last member went, in milliseconds since 1970; 0 while there are members.
-    pub(super) emptied_at_ms: i64,
+    /// Since when this coordinator has seen it without members.
+    empty_since: Option<Duration>,
+    /// How long others had before. Clocks of different nodes are never compared: one that goes wrong would erase everything.
+    empty_before: Duration,
+    /// How long the log says.
+    empty_stored: Duration,
     lines: BTreeMap<String, Line>,
     activity: BTreeMap<Place, Activity>,
 }
@@ -61,6 +65,38 @@ pub(super) struct GroupState {
 impl GroupState {
     pub(super) fn new(group: Group) -> Self {
         Self { group, ..Self::default() }
+    }
+
+    /// A group as it was stored; `empty_for` says how long it had been without members.
+    pub(super) fn restored(&mut self, now: Duration, group: Group, empty_for: Duration) {
+        self.empty_since = group.members.is_empty().then_some(now);
+        self.group = group;
+        (self.empty_before, self.empty_stored) = (empty_for, empty_for);
+    }
+
+    /// How long nobody has been in it.
+    fn empty_for(&self, now: Duration) -> Duration {
+        let since = self.empty_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        self.empty_before + since
+    }
+
+    /// How long it has been empty counts from now on.
+    pub(super) fn touch(&mut self, name: &str, now: Duration, outcome: &mut Outcome) {
+        self.empty_since = Some(now);
+        self.empty_before = Duration::ZERO;
+        self.store(name, now, outcome);
+    }
+
+    fn store(&mut self, name: &str, now: Duration, outcome: &mut Outcome) {
+        self.empty_stored = self.empty_for(now);
+        outcome.records.push(records::group(name, &self.group, self.empty_stored));
+    }
+
+    /// Stores how long it has been empty if that has grown by so much, so that the next coordinator counts on from there.
+    pub(super) fn age(&mut self, name: &str, now: Duration, step: Duration, outcome: &mut Outcome) {
+        if self.empty_for(now) >= self.empty_stored + step {
+            self.store(name, now, outcome);
+        }
     }
 
     pub(super) fn join(
@@ -72,7 +108,7 @@ impl GroupState {
         outcome: &mut Outcome,
     ) {
         let id = spec.member_id.clone();
-        self.emptied_at_ms = 0;
+        (self.empty_since, self.empty_before) = (None, Duration::ZERO);
         self.group.join(now, spec);
         let line = Line { ticket: ticket.clone(), outbox };
         if let Some(old) = self.lines.insert(id, line) {
@@ -126,16 +162,16 @@ impl GroupState {
     }
 
     /// Turns what the engine did into records and messages.
-    pub(super) fn settle(&mut self, name: &str, wall_ms: i64, outcome: &mut Outcome) {
+    pub(super) fn settle(&mut self, name: &str, now: Duration, outcome: &mut Outcome) {
         let effects = self.group.take_effects();
         if effects.must_store {
             outcome.moved = true;
-            if self.group.members.is_empty() && self.emptied_at_ms == 0 {
-                self.emptied_at_ms = wall_ms;
+            if self.group.members.is_empty() {
+                self.empty_since.get_or_insert(now);
             }
             let owners = &self.group.owners;
             self.activity.retain(|place, _| owners.contains_key(place));
-            outcome.records.push(records::group(name, &self.group, self.emptied_at_ms));
+            self.store(name, now, outcome);
         }
         for id in effects.tell {
             self.say(&id, self.assignment(&id), outcome);
@@ -238,9 +274,42 @@ impl GroupState {
     }
 
     /// Whether nobody is in it any more and its progress has been kept long enough, or there is none.
-    pub(super) fn is_over(&self, wall_ms: i64, retention_ms: u64) -> bool {
-        let kept = wall_ms.saturating_sub(self.emptied_at_ms);
-        let is_old = u64::try_from(kept).is_ok_and(|kept| kept >= retention_ms);
+    pub(super) fn is_over(&self, now: Duration, retention: Duration) -> bool {
+        let is_old = self.empty_for(now) >= retention;
         self.group.members.is_empty() && (is_old || self.offsets.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn how_long_a_group_has_been_empty_is_counted_on_by_the_next_coordinator() {
+        let mut outcome = Outcome::default();
+        let mut state = GroupState::default();
+        let progress = Progress {
+            offset: 1,
+            topic_id: "1".into(),
+            metadata: String::new(),
+            committed_at_ms: 0,
+        };
+        state.offsets.set(("orders".into(), 0), progress);
+        // Its clock began an hour ago, which says nothing of the group.
+        state.restored(HOUR, Group::new(0), HOUR * 5);
+        assert!(!state.is_over(HOUR * 5, HOUR * 10));
+        state.age("g", HOUR + HOUR / 2, HOUR, &mut outcome);
+        assert_eq!(outcome.records.len(), 0, "too little to be stored");
+        state.age("g", HOUR * 2, HOUR, &mut outcome);
+        state.age("g", HOUR * 2, HOUR, &mut outcome);
+        let (key, value) = outcome.records.pop().unwrap();
+        assert_eq!(outcome.records.len(), 0, "once");
+        assert_eq!((key, value), records::group("g", &state.group, HOUR * 6));
+        assert!(state.is_over(HOUR * 6, HOUR * 10));
+        state.touch("g", HOUR * 6, &mut outcome);
+        assert!(!state.is_over(HOUR * 15, HOUR * 10));
+        assert!(state.is_over(HOUR * 16, HOUR * 10));
     }
 }

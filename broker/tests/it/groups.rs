@@ -332,6 +332,29 @@ async fn a_coordinator_that_knows_less_of_the_topics_than_the_one_before_waits()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn progress_is_forgotten_when_nobody_has_been_in_the_group_for_long() {
+    let broker = TestBroker::start_with(|config| config.groups.offsets_retention_ms = 1_000).await;
+    let clients = broker.clients();
+    clients.create_topic("orders", 1).await;
+    let mut a = clients.join("billing", "a", "orders").await;
+    let assigned = a.assigned(1, 0).await;
+    a.commit(&assigned[0], 0).await;
+    let commit = v1::CommitOffsetsRequest {
+        group: "nobody".into(),
+        offsets: vec![v1::CommittedOffset { topic: "orders".into(), ..Default::default() }],
+    };
+    until("a commit", || async { clients.groups().commit_offsets(commit.clone()).await.is_ok() })
+        .await;
+    until("the end of a group", || async { fetch_offsets(&clients, "nobody").await.is_empty() })
+        .await;
+    assert_eq!(fetch_offsets(&clients, "billing").await, [(0, 0)], "it has a member");
+    a.send(v1::join_request::Message::Leave(v1::LeaveGroup {})).await;
+    a.ended().await;
+    until("the end of a group", || async { fetch_offsets(&clients, "billing").await.is_empty() })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_refused() {
     let broker = TestBroker::start_with(|config| config.groups.members = 1).await;
     let clients = broker.clients();

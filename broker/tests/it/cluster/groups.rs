@@ -3,6 +3,7 @@
 use highwater_proto::v1;
 
 use super::Three;
+use super::nodes::Nodes;
 use crate::harness::*;
 
 fn init(member: &str) -> v1::JoinInit {
@@ -16,11 +17,15 @@ fn init(member: &str) -> v1::JoinInit {
 }
 
 /// Joins wherever the coordinator is; answers with its place too.
-async fn join(three: &Three, places: &[usize], member: &str) -> (usize, Member) {
+async fn join(
+    clients: impl Fn(usize) -> Clients,
+    places: &[usize],
+    member: &str,
+) -> (usize, Member) {
     soon("joining", async {
         loop {
             for &place in places {
-                match three.clients(place).try_join(init(member)).await {
+                match clients(place).try_join(init(member)).await {
                     Ok(joined) => return (place, joined),
                     Err(status) => assert!(
                         ["NOT_COORDINATOR", "NOT_READY", "UNKNOWN_TOPIC"]
@@ -40,7 +45,7 @@ async fn join(three: &Three, places: &[usize], member: &str) -> (usize, Member) 
 async fn a_group_goes_on_where_it_was_when_its_coordinator_stops() {
     let three = Three::start().await;
     three.clients(0).create_topic("orders", 4).await;
-    let (place, mut a) = join(&three, &[0, 1, 2], "a").await;
+    let (place, mut a) = join(|place| three.clients(place), &[0, 1, 2], "a").await;
     let before = a.assigned(4, 0).await;
     a.commit(&before[0], 3).await;
     let other = (place + 1) % 3;
@@ -55,7 +60,7 @@ async fn a_group_goes_on_where_it_was_when_its_coordinator_stops() {
     let status = a.ended().await.unwrap();
     assert_eq!(reason(&status), "NOT_COORDINATOR");
     let places: Vec<usize> = (0..3).filter(|it| *it != place).collect();
-    let (_, mut a) = join(&three, &places, "a").await;
+    let (_, mut a) = join(|place| three.clients(place), &places, "a").await;
     let after = a.assignment().await;
     assert_eq!(after[0].committed_offset, Some(3));
     let epochs = |all: &[v1::AssignedPartition]| -> Vec<u64> {
@@ -100,4 +105,30 @@ async fn every_node_lists_the_groups_it_coordinates() {
     all.dedup();
     assert_eq!(all.len(), 12);
     three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_has_lost_its_majority_tells_members_nothing() {
+    // It believes to lead for six seconds at least after it has heard of others the last time.
+    let mut nodes = Nodes::start(|config| config.raft.election_ticks = 200).await;
+    nodes.clients(0).create_topic("orders", 1).await;
+    let (place, mut a) = join(|place| nodes.clients(place), &[0, 1, 2], "a").await;
+    a.assigned(1, 0).await;
+    let beat = |sequence| {
+        let beat = v1::MemberHeartbeat { sequence, ..Default::default() };
+        v1::join_request::Message::Heartbeat(beat)
+    };
+    a.send(beat(1)).await;
+    assert!(matches!(a.next().await, Some(Ok(v1::join_response::Message::Heartbeat(_)))));
+    for other in (0..3).filter(|it| *it != place) {
+        nodes.stop(other).await;
+    }
+    // Longer than the last word of a majority may count.
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    a.send(beat(2)).await;
+    match a.next().await {
+        Some(Err(status)) => assert_eq!(reason(&status), "NOT_COORDINATOR"),
+        other => panic!("{other:?}"),
+    }
+    nodes.stop_all().await;
 }

@@ -104,6 +104,8 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     fn lease(&self) -> Option<Lease> {
         None
     }
+    /// Begins to write these bytes to the disk, and does not wait; only a hint.
+    fn start_sync(&self, _offset: u64, _bytes: u64) {}
     /// Makes the bytes written so far durable.
     fn sync(&self) -> io::Result<()>;
     /// Which file system the file is on, if that can be synced as a whole.

@@ -30,21 +30,22 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Disk, DiskFile, Lease};
 use crate::error::{IoContext, StorageError};
-use record::{FIRST_RECORD, HalfId, Piece};
+use record::{Contents, FIRST_RECORD, HalfId, Piece};
 
 const FILE_NAMES: [&str; 2] = ["appends-a.journal", "appends-b.journal"];
-/// Each half grows up to this.
-const HALF_BYTES_MAX: u64 = 32 << 20;
 /// By so much at a time.
 const STEP_BYTES: u64 = 1 << 20;
 /// A single file is synced where it is.
 const FILES_MIN: usize = 2;
 /// More than this of one file is not worth writing twice.
 const COPY_BYTES_MAX: u64 = 32 << 10;
+/// Buffers that are kept for the next copies: so many, each at most this large.
+const BUFFERS_MAX: usize = 1024;
+const BUFFER_BYTES_MAX: usize = 8 << 10;
 /// So many files are put back before they are synced.
 const OPEN_FILES_MAX: usize = 256;
 
-const _: () = assert!(STEP_BYTES < HALF_BYTES_MAX);
+const _: () = assert!(STEP_BYTES < JournaledDisk::HALF_BYTES_MAX);
 
 /// The disk beneath it, with a journal in front of what is synced together. Clones share the journal.
 #[derive(Clone, Debug)]
@@ -65,6 +66,7 @@ struct Shared {
     names: Mutex<[BTreeSet<Arc<Path>>; 2]>,
     /// A sync failed.
     failed: AtomicBool,
+    buffers: Buffers,
     /// The file system of the journal: files on another one are none of its business.
     file_system: Option<u64>,
 }
@@ -121,15 +123,22 @@ struct Written {
 }
 
 impl Written {
-    fn add(&mut self, offset: u64, parts: &[&[u8]]) {
-        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let end = offset + bytes;
-        if self.range.is_empty() {
-            (self.range, self.copy) = (offset..offset, Some(Vec::new()));
+    fn add(&mut self, offset: u64, parts: &[&[u8]], buffers: &Buffers) {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let end = offset + bytes as u64;
+        let is_first = self.range.is_empty();
+        if is_first {
+            self.range = offset..offset;
         }
         let follows = self.range.end == offset && end - self.range.start <= COPY_BYTES_MAX;
+        if is_first && follows {
+            self.copy = Some(buffers.take());
+        }
         match &mut self.copy {
-            Some(copy) if follows => parts.iter().for_each(|part| copy.extend_from_slice(part)),
+            Some(copy) if follows => {
+                copy.reserve(bytes);
+                parts.iter().for_each(|part| copy.extend_from_slice(part));
+            }
             copy => *copy = None,
         }
         self.range = self.range.start.min(offset)..self.range.end.max(end);
@@ -148,12 +157,12 @@ impl Unsynced {
         }
     }
 
-    /// What was taken is durable, or is given back.
-    fn done(&self, taken: Taken, is_durable: bool) {
+    /// What was taken is durable, and its buffer free, or is given back.
+    fn done(&self, taken: Taken, is_durable: bool) -> Option<Vec<u8>> {
         let mut written = self.written.lock();
         written.taken -= 1;
         if is_durable || taken.range.is_empty() {
-            return;
+            return taken.copy;
         }
         if written.range.is_empty() {
             (written.range, written.copy) = (taken.range, taken.copy);
@@ -162,6 +171,28 @@ impl Unsynced {
             let end = taken.range.end.max(written.range.end);
             (written.range, written.copy) = (start..end, None);
         }
+        None
+    }
+}
+
+/// Buffers of copies that are used again: memory that was written to before is cheaper than what the kernel has to clear
+/// first.
+#[derive(Debug, Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut spent: Vec<Vec<u8>>) {
+        spent.retain_mut(|buffer| {
+            buffer.clear();
+            buffer.capacity() <= BUFFER_BYTES_MAX
+        });
+        let mut buffers = self.0.lock();
+        spent.truncate(BUFFERS_MAX.saturating_sub(buffers.len()));
+        buffers.append(&mut spent);
     }
 }
 
@@ -175,10 +206,13 @@ struct Taken {
 }
 
 impl JournaledDisk {
+    /// Each half of the journal grows up to this.
+    pub const HALF_BYTES_MAX: u64 = 32 << 20;
+
     /// Opens the journal of the files below `root`, which exists, or creates it there. First puts back what the journal holds and
     /// the files lost; that is durable when this returns. `Corrupt` if a record is damaged that had been durable.
     pub fn open(inner: Arc<dyn Disk>, root: &Path) -> Result<Self, StorageError> {
-        Self::open_with(inner, root, HALF_BYTES_MAX)
+        Self::open_with(inner, root, Self::HALF_BYTES_MAX)
     }
 
     pub(crate) fn open_with(
@@ -204,6 +238,7 @@ impl JournaledDisk {
             journal: Mutex::new(Journal { halves, live: 0, settling: false }),
             changed: Condvar::new(),
             names: Mutex::default(),
+            buffers: Buffers::default(),
             failed: AtomicBool::new(false),
         };
         Ok(Self { inner, root: root.to_path_buf(), half_bytes, shared: Arc::new(shared) })
@@ -288,38 +323,30 @@ impl JournaledDisk {
         let Some(unsynced) = files.iter().map(|f| f.unsynced()).collect::<Option<Vec<_>>>() else {
             return Ok(false);
         };
-        let mut taken: Vec<Taken> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
+        let taken: Vec<Taken> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
         let bytes: u64 = taken.iter().map(|taken| taken.range.end - taken.range.start).sum();
         // What somebody else has taken is not durable before that one is done.
         let is_small = taken
             .iter()
             .all(|taken| taken.is_all && (taken.copy.is_some() || taken.range.is_empty()));
-        if !is_small || bytes > self.half_bytes / 4 {
-            unsynced.iter().zip(taken).for_each(|(unsynced, taken)| unsynced.done(taken, false));
-            return Ok(false);
-        }
-        let pieces: Vec<Piece> = unsynced
-            .iter()
-            .zip(&mut taken)
-            .filter_map(|(unsynced, taken)| {
-                let bytes = Bytes::from(taken.copy.take()?);
-                Some(Piece { path: Arc::clone(&unsynced.path), offset: taken.range.start, bytes })
-            })
-            .collect();
-        let done = self.append(&unsynced, &pieces);
+        let done = if is_small && bytes <= self.half_bytes / 4 {
+            let pieces = unsynced.iter().zip(&taken).filter_map(|(unsynced, taken)| {
+                let (path, offset) = (&*unsynced.path, taken.range.start);
+                Some(Piece { path, offset, bytes: taken.copy.as_deref()? })
+            });
+            self.append(&unsynced, &pieces.collect::<Vec<_>>())
+        } else {
+            Ok(false)
+        };
         let is_durable = matches!(done, Ok(true));
-        let mut copies = pieces.into_iter();
-        for (unsynced, mut taken) in unsynced.iter().zip(taken) {
-            if !taken.range.is_empty() && !is_durable {
-                taken.copy = copies.next().map(|piece| piece.bytes.into());
-            }
-            unsynced.done(taken, is_durable);
-        }
+        let taken = unsynced.iter().zip(taken);
+        let spent = taken.filter_map(|(unsynced, taken)| unsynced.done(taken, is_durable));
+        self.shared.buffers.give_back(spent.collect());
         done
     }
 
     /// Appends a record and makes it durable; false if there is no room for it on the disk.
-    fn append(&self, files: &[&Unsynced], pieces: &[Piece]) -> io::Result<bool> {
+    fn append(&self, files: &[&Unsynced], pieces: &[Piece<'_>]) -> io::Result<bool> {
         let bytes = record::bytes_of(pieces);
         let mut journal = self.shared.journal.lock();
         self.shared.check()?;
@@ -419,9 +446,9 @@ fn put_back(disk: &dyn Disk, root: &Path) -> Result<u64, StorageError> {
         }
     }
     halves.sort_by_key(|half| half.generation);
-    let mut by_file: BTreeMap<&Path, Vec<&Piece>> = BTreeMap::new();
-    for piece in halves.iter().flat_map(|half| &half.pieces) {
-        by_file.entry(&piece.path).or_default().push(piece);
+    let mut by_file: BTreeMap<&Path, Vec<Piece<'_>>> = BTreeMap::new();
+    for piece in halves.iter().flat_map(Contents::pieces) {
+        by_file.entry(piece.path).or_default().push(piece);
     }
     let by_file: Vec<_> = by_file.into_iter().collect();
     for some in by_file.chunks(OPEN_FILES_MAX) {
@@ -439,7 +466,7 @@ fn put_back_file(
     disk: &dyn Disk,
     root: &Path,
     path: &Path,
-    pieces: &[&Piece],
+    pieces: &[Piece<'_>],
 ) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
     let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     let path = root.join(path);
@@ -455,7 +482,7 @@ fn put_back_file(
         }
         let end = piece.offset + piece.bytes.len() as u64;
         file.allocate(end).io_context("allocate space in", &path)?;
-        file.write_at(piece.offset, &[&piece.bytes]).io_context("write", &path)?;
+        file.write_at(piece.offset, &[piece.bytes]).io_context("write", &path)?;
     }
     Ok(Some(file))
 }
@@ -516,8 +543,9 @@ impl Disk for JournaledDisk {
         let unsynced: Vec<&Unsynced> = files.iter().filter_map(|file| file.unsynced()).collect();
         let taken: Vec<Taken> = unsynced.iter().map(|unsynced| unsynced.take()).collect();
         let outcome = self.shared.watch(self.inner.sync_many(files, dirs));
-        let done = unsynced.iter().zip(taken);
-        done.for_each(|(unsynced, taken)| unsynced.done(taken, outcome.is_ok()));
+        let taken = unsynced.iter().zip(taken);
+        let spent = taken.filter_map(|(unsynced, taken)| unsynced.done(taken, outcome.is_ok()));
+        self.shared.buffers.give_back(spent.collect());
         outcome
     }
 
@@ -554,7 +582,7 @@ impl DiskFile for JournaledFile {
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         self.inner.write_at(offset, parts)?;
         if let Some(unsynced) = &self.unsynced {
-            unsynced.written.lock().add(offset, parts);
+            unsynced.written.lock().add(offset, parts, &self.shared.buffers);
         }
         Ok(())
     }
@@ -575,7 +603,9 @@ impl DiskFile for JournaledFile {
         let taken = self.unsynced.as_ref().map(|unsynced| (unsynced, unsynced.take()));
         let outcome = self.shared.watch(self.inner.sync());
         if let Some((unsynced, taken)) = taken {
-            unsynced.done(taken, outcome.is_ok());
+            self.shared
+                .buffers
+                .give_back(unsynced.done(taken, outcome.is_ok()).into_iter().collect());
         }
         outcome
     }

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -263,6 +264,12 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_sync(&self, offset: u64, bytes: u64) {
+        // `sync_file_range` would need unsafe code; this begins to write too, and keeps the pages that are on their way.
+        let bytes = NonZeroU64::new(bytes);
+        let _ = rustix::fs::fadvise(&self.file, offset, bytes, Advice::DontNeed);
     }
 
     fn file_system(&self) -> Option<u64> {

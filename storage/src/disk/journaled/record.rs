@@ -12,9 +12,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-
-use bytes::{Buf, Bytes};
 
 use crate::disk::DiskFile;
 use crate::error::StorageError;
@@ -32,6 +29,8 @@ const RECORD_HEADER_BYTES: usize = 40;
 /// offset 8, length 4, length of the path 4; then the path.
 const PIECE_HEADER_BYTES: usize = 16;
 const ALIGNMENT: usize = 8;
+/// So much of a record is written at a time.
+const CHUNK_BYTES: u64 = 1 << 19;
 /// So much is read at a time; what cannot be read of it counts as zeroes.
 const WINDOW_BYTES: usize = 64 << 10;
 
@@ -52,20 +51,28 @@ impl HalfId {
 }
 
 /// Bytes of one file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece<'a> {
     /// Below the journal's directory.
-    pub(super) path: Arc<Path>,
+    pub(super) path: &'a Path,
     pub(super) offset: u64,
-    pub(super) bytes: Bytes,
+    pub(super) bytes: &'a [u8],
 }
 
 /// What a half holds.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) generation: u64,
+    bytes: Vec<u8>,
+    records: Vec<Record>,
+}
+
+impl Contents {
     /// In the order in which they were synced.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        let of = |record: &Record| pieces_of(&self.bytes[record.body.clone()], record.count);
+        self.records.iter().flat_map(of)
+    }
 }
 
 /// Empties a half, durably: whatever is in it is an older one's from now on.
@@ -92,8 +99,9 @@ fn header_checksum(header: &[u8]) -> u32 {
 }
 
 /// Length of the record of these pieces.
-pub(super) fn bytes_of(pieces: &[Piece]) -> u64 {
-    let len = |piece: &Piece| PIECE_HEADER_BYTES + piece.path.as_os_str().len() + piece.bytes.len();
+pub(super) fn bytes_of(pieces: &[Piece<'_>]) -> u64 {
+    let len =
+        |piece: &Piece<'_>| PIECE_HEADER_BYTES + piece.path.as_os_str().len() + piece.bytes.len();
     let body: usize = pieces.iter().map(len).sum();
     (RECORD_HEADER_BYTES + body).next_multiple_of(ALIGNMENT) as u64
 }
@@ -104,7 +112,7 @@ pub(super) fn write(
     position: u64,
     salt: u64,
     sequence: u64,
-    pieces: &[Piece],
+    pieces: &[Piece<'_>],
 ) -> io::Result<()> {
     let mut table = Vec::new();
     for piece in pieces {
@@ -124,26 +132,40 @@ pub(super) fn write(
     header[32..40].copy_from_slice(&(body as u64).to_le_bytes());
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&header[8..]);
-    hasher.update(&table);
-    pieces.iter().for_each(|piece| hasher.update(&piece.bytes));
-    header[4..8].copy_from_slice(&hasher.finalize().to_le_bytes());
     let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + pieces.len());
-    parts.extend([&header[..], &table]);
-    parts.extend(pieces.iter().map(|piece| &piece.bytes[..]));
-    file.write_at(position, &parts)
+    parts.extend([&[], &table[..]]);
+    parts.extend(pieces.iter().map(|piece| piece.bytes));
+    let (mut begin, mut bytes, mut at) = (1, 0, position + RECORD_HEADER_BYTES as u64);
+    for end in 1..parts.len() {
+        hasher.update(parts[end]);
+        bytes += parts[end].len() as u64;
+        if bytes >= CHUNK_BYTES {
+            // The disk may begin with these while the rest is gathered.
+            file.write_at(at, &parts[begin..=end])?;
+            file.start_sync(at, bytes);
+            (begin, bytes, at) = (end + 1, 0, at + bytes);
+        }
+    }
+    header[4..8].copy_from_slice(&hasher.finalize().to_le_bytes());
+    if begin == 1 {
+        parts[0] = &header;
+        return file.write_at(position, &parts);
+    }
+    file.write_at(at, &parts[begin..])?;
+    file.write_at(position, &[&header])
 }
 
 /// Everything in a half. `Corrupt` if a record is damaged that had been durable.
 pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Contents, StorageError> {
     let (bytes, unreadable) = read_what_can_be(file);
     let Some(id) = id_of(&bytes, path)? else { return Ok(Contents::default()) };
-    let mut contents = Contents { generation: id.generation, pieces: Vec::new() };
+    let mut records = Vec::new();
     let (mut position, mut sequence) = (FIRST_RECORD, 0);
     while let Some(record) = record_at(&bytes, position, id.salt)
         && record.sequence == sequence
     {
-        contents.pieces.extend(pieces_of(&bytes.slice(record.body.clone()), record.count));
         position = record.body.end.next_multiple_of(ALIGNMENT);
+        records.push(record);
         sequence += 1;
     }
     let mut later = (position..bytes.len()).step_by(ALIGNMENT);
@@ -154,14 +176,14 @@ pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Contents, Storage
     } else if unreadable.iter().any(|window| window.contains(&position)) {
         "cannot be read where a record may stand"
     } else {
-        return Ok(contents);
+        return Ok(Contents { generation: id.generation, bytes, records });
     };
     let mend = "If the machine has not lost power since the broker last ran, this file may be removed: all that is in it is in the logs too";
     Err(StorageError::corrupt(path, sequence, format!("{detail}. {mend}")))
 }
 
 /// The bytes of the file, and what could not be read: a bad sector in what is left of an older generation hurts nobody.
-fn read_what_can_be(file: &dyn DiskFile) -> (Bytes, Vec<Range<usize>>) {
+fn read_what_can_be(file: &dyn DiskFile) -> (Vec<u8>, Vec<Range<usize>>) {
     let len = usize::try_from(file.len()).unwrap_or(usize::MAX);
     let (mut bytes, mut unreadable) = (Vec::with_capacity(len), Vec::new());
     while bytes.len() < len {
@@ -174,7 +196,7 @@ fn read_what_can_be(file: &dyn DiskFile) -> (Bytes, Vec<Range<usize>>) {
             }
         }
     }
-    (bytes.into(), unreadable)
+    (bytes, unreadable)
 }
 
 /// Which half it is; `None` if it was never used, or was being begun when the power went.
@@ -200,6 +222,7 @@ fn id_of(bytes: &[u8], path: &Path) -> Result<Option<HalfId>, StorageError> {
     Ok(found)
 }
 
+#[derive(Debug)]
 struct Record {
     sequence: u64,
     count: u32,
@@ -225,25 +248,24 @@ fn record_at(bytes: &[u8], position: usize, salt: u64) -> Option<Record> {
 }
 
 /// The pieces of a valid record; those that make no sense, which no release ever wrote, are left out.
-fn pieces_of(body: &Bytes, count: u32) -> Vec<Piece> {
-    let mut rest = body.clone();
+fn pieces_of(body: &[u8], count: u32) -> Vec<Piece<'_>> {
+    let mut rest = body;
     let mut table = Vec::new();
     for _ in 0..count {
-        if rest.len() < PIECE_HEADER_BYTES {
-            return Vec::new();
-        }
-        let (offset, len, path_len) = (rest.get_u64_le(), rest.get_u32_le(), rest.get_u32_le());
-        if rest.len() < path_len as usize {
-            return Vec::new();
-        }
-        table.push((offset, len as usize, rest.split_to(path_len as usize)));
+        let Some((header, behind)) = rest.split_at_checked(PIECE_HEADER_BYTES) else { break };
+        let (offset, len, path_len) = (le_u64(header), le_u32(&header[8..]), le_u32(&header[12..]));
+        let Some((path, behind)) = behind.split_at_checked(path_len as usize) else { break };
+        table.push((offset, len as usize, path));
+        rest = behind;
     }
     let mut pieces = Vec::with_capacity(table.len());
     for (offset, len, path) in table {
-        let Some(path) = std::str::from_utf8(&path).ok().filter(|_| rest.len() >= len) else {
+        let (Ok(path), Some((bytes, behind))) = (str::from_utf8(path), rest.split_at_checked(len))
+        else {
             break;
         };
-        pieces.push(Piece { path: Path::new(path).into(), offset, bytes: rest.split_to(len) });
+        pieces.push(Piece { path: Path::new(path), offset, bytes });
+        rest = behind;
     }
     pieces
 }

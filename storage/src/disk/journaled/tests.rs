@@ -276,13 +276,9 @@ fn a_damaged_record_is_corrupt_if_a_later_one_shows_that_it_had_been_durable() {
     world.reopen();
 }
 
-fn pieces() -> Vec<Piece> {
-    let piece = |file: usize| Piece {
-        path: PathBuf::from(format!("group/{file}.log")).into(),
-        offset: 0,
-        bytes: vec![0; 50].into(),
-    };
-    vec![piece(0), piece(1)]
+fn pieces() -> [Piece<'static>; 2] {
+    let piece = |path| Piece { path: Path::new(path), offset: 0, bytes: &[0; 50] };
+    ["group/0.log", "group/1.log"].map(piece)
 }
 
 #[test]
@@ -332,7 +328,7 @@ fn all_is_settled_when_a_node_stops_and_nothing_has_to_be_put_back() {
     world.disk.settle_all().unwrap();
     let held = |name: &str| {
         let path = Path::new(ROOT).join(name);
-        record::read(&*world.sim.open(&path, 0).unwrap(), &path).unwrap().pieces.len()
+        record::read(&*world.sim.open(&path, 0).unwrap(), &path).unwrap().pieces().count()
     };
     assert_eq!(FILE_NAMES.map(held), [0, 0]);
     assert!(!world.disk.is_name_kept(&path(0)));
@@ -370,7 +366,7 @@ fn bytes_that_look_like_records_are_bytes() {
         )
         .unwrap();
     }
-    assert_eq!(record::read(&*forged, &journal).unwrap().pieces.len(), 40);
+    assert_eq!(record::read(&*forged, &journal).unwrap().pieces().count(), 40);
     let forged = forged.read(0, usize::try_from(forged.len()).unwrap()).unwrap();
     let records = &forged[FIRST_RECORD..][..900];
     for file in [0, 1] {
@@ -382,14 +378,17 @@ fn bytes_that_look_like_records_are_bytes() {
     assert!(world.disk.sync_by_journal(&handles).unwrap());
     // The record that holds them is damaged, or is left of an older generation.
     world.sim.flip(&journal, FIRST_RECORD as u64 + 9, 1).unwrap();
-    assert_eq!(record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces, []);
+    assert_eq!(
+        record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces().count(),
+        0
+    );
 }
 
 #[test]
 fn one_damaged_header_is_none_and_two_are_a_power_loss_between_generations() {
     let journal = Path::new(ROOT).join(FILE_NAMES[0]);
     let held = |world: &World| {
-        record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces.len()
+        record::read(&*world.sim.open(&journal, 0).unwrap(), &journal).unwrap().pieces().count()
     };
     let world = journaled(2);
     world.sim.flip(&journal, 20, 1).unwrap();
@@ -408,9 +407,9 @@ fn a_bad_sector_is_damage_only_where_a_record_may_stand() {
         world.sim.fail_after(SimOp::Read, windows_before, io::ErrorKind::Other);
         record::read(&*file, &journal)
     };
-    assert_eq!(read(2).unwrap().pieces.len(), 4);
+    assert_eq!(read(2).unwrap().pieces().count(), 4);
     world.sim.clear_failures();
-    let error = read(0).map(|contents| contents.pieces.len());
+    let error = read(0).map(|contents| contents.pieces().count());
     assert_eq!(error.unwrap_or(0), 0, "neither header can be read");
 }
 
@@ -424,4 +423,25 @@ fn a_directory_has_the_names_of_what_is_below_it() {
     let is_kept = |name: &str| world.disk.is_name_kept(&Path::new(ROOT).join(name));
     assert!(is_kept("group") && is_kept("group/0.log") && !is_kept("group/2.log"));
     assert!(!is_kept("grou") && !is_kept("group2") && !is_kept("group/0.log.new"));
+}
+
+#[test]
+fn a_long_record_is_written_in_parts_and_read_as_one() {
+    let sim = SimDisk::new(1);
+    let path = Path::new("journal");
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+    // The last part is short, or there is none behind the end of one.
+    for len in [400_000, 1 << 20] {
+        let file = sim.create(path, 0).unwrap();
+        record::begin(&*file, HalfId { generation: 1, salt: 7 }).unwrap();
+        let pieces: Vec<Piece<'_>> = bytes
+            .chunks(len)
+            .map(|bytes| Piece { path: Path::new("a/b"), offset: 5, bytes })
+            .collect();
+        file.allocate(FIRST_RECORD as u64 + record::bytes_of(&pieces)).unwrap();
+        record::write(&*file, FIRST_RECORD as u64, 7, 0, &pieces).unwrap();
+        let contents = record::read(&*file, path).unwrap();
+        assert!(contents.pieces().eq(pieces.iter().copied()));
+        sim.remove_file(path).unwrap();
+    }
 }

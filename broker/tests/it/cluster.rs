@@ -9,6 +9,7 @@ mod durability;
 mod faults;
 mod founding;
 mod full_disk;
+mod group_faults;
 mod groups;
 mod membership;
 mod moves;

@@ -47,12 +47,38 @@ struct State {
     /// What the coordinator still counts as this member's after that: the release may have been lost with the coordinator before.
     unheard: BTreeMap<u32, u64>,
     generations: u64,
+    /// Events that trackers remember, in all.
+    undone: usize,
     /// Counts what shows that the service is at work.
     progress: u64,
     extend_ms: u32,
     troubles: VecDeque<ConsumeError>,
     has_ended: bool,
     waker: Option<Waker>,
+}
+
+impl State {
+    /// A partition is not this member's any more.
+    fn let_go(&mut self, partition: u32) {
+        if let Some(held) = self.held.remove(&partition) {
+            self.undone -= held.tracker.undone();
+        }
+    }
+
+    /// Tells a partition's tracker something, if this member still has the partition at this epoch.
+    fn track(&mut self, partition: u32, epoch: u64, tell: impl FnOnce(&mut Tracker)) {
+        let held = self.held.get_mut(&partition).filter(|held| held.epoch == epoch);
+        let Some(held) = held else { return };
+        self.undone -= held.tracker.undone();
+        tell(&mut held.tracker);
+        self.undone += held.tracker.undone();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// See the module.
@@ -64,6 +90,8 @@ pub(crate) struct Membership {
     topic: Arc<str>,
     /// Where partitions without progress begin.
     start: Start,
+    /// Most events that are not done, or wait for one that is not.
+    undone_max: usize,
     state: Mutex<State>,
     orders: mpsc::UnboundedSender<Order>,
     places: Places,
@@ -79,12 +107,13 @@ impl Membership {
     pub(super) fn new(
         topic: Arc<str>,
         start: Start,
+        undone_max: usize,
         orders: mpsc::UnboundedSender<Order>,
         places: Places,
         account: Arc<Account>,
     ) -> Self {
         let (state, changed) = (Mutex::default(), Notify::new());
-        Self { topic, start, state, orders, places, account, changed }
+        Self { topic, start, undone_max, state, orders, places, account, changed }
     }
 
     /// Takes in what the coordinator says this member owns.
@@ -100,7 +129,7 @@ impl Membership {
         let lost = state.held.iter().filter(|(partition, held)| is_lost(partition, held));
         let lost: Vec<u32> = lost.map(|(partition, _)| *partition).collect();
         for partition in lost {
-            state.held.remove(&partition);
+            state.let_go(partition);
             self.stop(partition);
         }
         for (partition, it) in now {
@@ -131,6 +160,8 @@ impl Membership {
                 self.begin(partition, held.topic_id.clone(), start, generation);
             }
         }
+        // What was taken away left room.
+        state.wake();
         drop(state);
         self.changed.notify_one();
     }
@@ -163,11 +194,22 @@ impl Membership {
         let generation = state.generations;
         let Some(held) = state.held.get_mut(&partition).filter(|held| held.is_open) else { return };
         held.generation = generation;
-        held.tracker = Tracker::default();
+        let forgotten = std::mem::take(&mut held.tracker).undone();
         held.start = Start::Earliest;
         let topic_id = held.topic_id.clone();
+        state.undone -= forgotten;
         self.stop(partition);
         self.begin(partition, topic_id, Start::Earliest, generation);
+    }
+
+    /// Whether another event may be handed out. If not, the service is woken when that changes.
+    pub(super) fn has_room(&self, waker: &Waker) -> bool {
+        let mut state = self.state.lock();
+        let has_room = state.undone < self.undone_max;
+        if !has_room {
+            state.waker = Some(waker.clone());
+        }
+        has_room
     }
 
     /// An event is to be handed out: its partition's epoch if it may be.
@@ -177,8 +219,8 @@ impl Membership {
         if !held.is_open || held.generation != generation {
             return None;
         }
-        held.tracker.handed_out(offset);
         let epoch = held.epoch;
+        state.track(partition, epoch, |tracker| tracker.handed_out(offset));
         state.progress += 1;
         Some(epoch)
     }
@@ -187,8 +229,10 @@ impl Membership {
     pub(super) fn done(&self, partition: u32, epoch: u64, offset: i64) {
         let mut state = self.state.lock();
         state.progress += 1;
-        if let Some(held) = state.held.get_mut(&partition).filter(|held| held.epoch == epoch) {
-            held.tracker.done(offset);
+        let was_full = state.undone >= self.undone_max;
+        state.track(partition, epoch, |tracker| tracker.done(offset));
+        if was_full && state.undone < self.undone_max {
+            state.wake();
         }
         drop(state);
         self.changed.notify_one();
@@ -196,11 +240,7 @@ impl Membership {
 
     /// An event was dropped without a word.
     pub(super) fn dropped(&self, partition: u32, epoch: u64, offset: i64) {
-        let mut state = self.state.lock();
-        if let Some(held) = state.held.get_mut(&partition).filter(|held| held.epoch == epoch) {
-            held.tracker.dropped(offset);
-        }
-        drop(state);
+        self.state.lock().track(partition, epoch, |tracker| tracker.dropped(offset));
         self.changed.notify_one();
     }
 
@@ -239,7 +279,7 @@ impl Membership {
         let free: Vec<(u32, u64)> =
             free.map(|(partition, held)| (*partition, held.epoch)).collect();
         for (partition, epoch) in &free {
-            state.held.remove(partition);
+            state.let_go(*partition);
             state.released.insert(*partition, *epoch);
         }
         let unheard = std::mem::take(&mut state.unheard);
@@ -331,18 +371,14 @@ impl Membership {
         // A service that does not listen is told the latest.
         state.troubles.truncate(TROUBLES_MAX - 1);
         state.troubles.push_back(trouble);
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        state.wake();
     }
 
     /// Nothing follows any more.
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        state.wake();
     }
 
     /// What the service has to be told, or that nothing follows; else it is woken when there is something.
@@ -364,12 +400,14 @@ const TROUBLES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn membership() -> Membership {
         let (orders, _) = mpsc::unbounded_channel();
         let account = Arc::new(Account::new());
-        Membership::new("orders".into(), Start::Earliest, orders, Places::default(), account)
+        Membership::new("orders".into(), Start::Earliest, 3, orders, Places::default(), account)
     }
 
     fn assigned(epoch: u64, is_wanted_back: bool) -> v1::AssignedPartition {
@@ -401,5 +439,43 @@ mod tests {
         membership.assigned(&[assigned(8, false)]);
         assert!(!membership.can_release());
         assert_eq!(membership.partitions(), [0], "given anew");
+    }
+
+    #[test]
+    fn no_more_is_handed_out_than_may_be_undone() {
+        let membership = membership();
+        let (waker, woken) = counting_waker();
+        membership.assigned(&[assigned(1, false)]);
+        for offset in 0..3 {
+            assert!(membership.has_room(&waker));
+            assert!(membership.hand_out(0, 1, offset).is_some());
+        }
+        assert!(!membership.has_room(&waker));
+        membership.done(0, 1, 1);
+        assert!(!membership.has_room(&waker), "it waits for the one before");
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        membership.done(0, 1, 0);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(membership.has_room(&waker));
+        for offset in 3..5 {
+            assert!(membership.hand_out(0, 1, offset).is_some());
+        }
+        assert!(!membership.has_room(&waker));
+        membership.lost();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2, "what is lost need not be remembered");
+        assert!(membership.has_room(&waker));
+    }
+
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn counting_waker() -> (Waker, Arc<Woken>) {
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        (Waker::from(Arc::clone(&woken)), woken)
     }
 }

@@ -41,7 +41,11 @@ pub struct GroupConsumerBuilder {
     progress_timeout: Duration,
     commit_interval: Duration,
     is_explicit: bool,
+    undone_max: usize,
 }
+
+/// Events that a member may have in hand, unless it says otherwise.
+const UNDONE_MAX: usize = 10_000;
 
 impl GroupConsumerBuilder {
     pub(crate) fn new(consumer: ConsumerBuilder) -> Self {
@@ -52,6 +56,7 @@ impl GroupConsumerBuilder {
             progress_timeout: Duration::ZERO,
             commit_interval: Duration::from_millis(500),
             is_explicit: false,
+            undone_max: UNDONE_MAX,
         }
     }
 
@@ -101,6 +106,13 @@ impl GroupConsumerBuilder {
         self
     }
 
+    /// With explicit acknowledgement, the most events that are not done, or are done behind one that is not. With so many the stream
+    /// waits. At least 1. Default: 10,000.
+    pub fn undone_max(mut self, events: usize) -> Self {
+        self.undone_max = events.max(1);
+        self
+    }
+
     /// Joins the group. When it returns, the group knows this member; events follow as partitions become free.
     pub async fn subscribe(self) -> Result<GroupEvents, ConsumeError> {
         let client = self.consumer.client.clone();
@@ -113,6 +125,7 @@ impl GroupConsumerBuilder {
         let membership = Arc::new(Membership::new(
             topic_name,
             start,
+            self.undone_max,
             reading.orders,
             reading.places,
             reading.account,
@@ -239,6 +252,9 @@ impl Stream for GroupEvents {
         if let Some(trouble) = this.membership.poll_trouble(context.waker()) {
             return Poll::Ready(trouble.map(Err));
         }
+        if !this.membership.has_room(context.waker()) {
+            return Poll::Pending;
+        }
         loop {
             let event = match Pin::new(&mut this.events).poll_next(context) {
                 Poll::Ready(Some(Ok(event))) => event,
@@ -270,7 +286,8 @@ impl Stream for GroupEvents {
 }
 
 /// An event in the hands of a handler. With explicit acknowledgement, one that is dropped without it holds the partition's progress up:
-/// it comes again to whoever reads the partition next.
+/// it comes again to whoever reads the partition next. It counts as not done until then ([`GroupConsumerBuilder::undone_max`]): a member
+/// that waits for it in vain loses its partitions when its progress timeout has passed.
 #[derive(Debug)]
 pub struct Delivery {
     event: Event,

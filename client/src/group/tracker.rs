@@ -66,6 +66,11 @@ impl Tracker {
         self.position
     }
 
+    /// Events from the first one on that is not done: what has to be remembered.
+    pub(super) fn undone(&self) -> usize {
+        self.fates.len()
+    }
+
     /// Events that somebody is handling.
     pub(super) fn out(&self) -> usize {
         self.out
@@ -101,6 +106,7 @@ mod tests {
         tracker.dropped(0);
         tracker.done(1);
         assert_eq!((tracker.committable(), tracker.out()), (Some(0), 0));
+        assert_eq!(tracker.undone(), 2, "the one behind it must be remembered too");
         tracker.dropped(1);
         tracker.done(0);
         assert_eq!(tracker.committable(), Some(2));

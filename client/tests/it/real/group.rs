@@ -144,6 +144,30 @@ async fn with_explicit_acks_progress_stops_at_what_is_not_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_acknowledges_nothing_is_given_no_more_than_it_may_have() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client().await;
+    create(&client, PARTITIONS).await;
+    publish(&client, 0..60).await;
+    let mut events = join(member(&client).explicit_acks().undone_max(10)).await;
+    let mut in_hand = Vec::new();
+    for _ in 0..10 {
+        in_hand.push(next(&mut events).await);
+    }
+    assert_eq!(drain(&mut events).await, BTreeSet::new());
+    let mut seen = BTreeSet::new();
+    while seen.len() < 50 {
+        let event = in_hand.remove(0);
+        seen.insert(number(&event));
+        event.ack();
+        in_hand.push(next(&mut events).await);
+    }
+    seen.extend(in_hand.iter().map(number));
+    assert_eq!(seen, (0..60).collect());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_is_not_handed_over_while_somebody_is_handling_an_event_of_it() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client().await;

@@ -23,6 +23,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("client/testing", &["broker", "client", "storage"]),
     ("cli", &["client"]),
     ("examples", &["client"]),
+    ("examples/shop", &["client"]),
     // The micro-benchmarks measure the codec and the log themselves.
     ("bench", &["client", "proto", "storage"]),
     // A workspace of its own, because it needs a nightly compiler.
@@ -36,6 +37,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("client", &["raft", "protobuf", "axum"]),
     ("cli", &["tonic", "prost", "raft", "protobuf"]),
     ("bench", &["tonic", "prost", "raft", "protobuf"]),
+    ("examples/shop", &["tonic", "prost", "raft", "protobuf"]),
     ("examples", &["tonic", "prost", "raft", "protobuf"]),
 ];
 

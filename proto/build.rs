@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=protos");
     let descriptors = protox::compile(protos, ["protos"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    // What nodes of different versions rely on: held by tests/wire.rs.
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Served by the brokers' reflection: only what clients may call, plus what it imports.
     let mut public = descriptors.clone();
     public.file.retain(|file| file.package() != "highwater.internal.v1");

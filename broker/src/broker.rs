@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cluster::peer::PeerStreams;
-use crate::cluster::{Node, NodeDeps, NodeId, StartError};
+use crate::cluster::{FEATURE_LEVEL, Node, NodeDeps, NodeId, StartError};
 use crate::config::{BoundAddresses, Config, DEFAULT_LISTENER};
 use crate::env::{Clock, SystemClock, Tasks, random_seed};
 use crate::http;
@@ -39,6 +39,8 @@ pub struct BrokerOptions {
     pub clock: Arc<dyn Clock>,
     /// Seeds every random choice.
     pub seed: u64,
+    /// The highest feature level that the node says it understands; another than [`FEATURE_LEVEL`] makes it pass for another version.
+    pub feature_level: u32,
 }
 
 impl Default for BrokerOptions {
@@ -47,6 +49,7 @@ impl Default for BrokerOptions {
             disk: Arc::new(RealDisk::new()),
             clock: Arc::new(SystemClock::new()),
             seed: random_seed(),
+            feature_level: FEATURE_LEVEL,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Broker {
             tasks: tasks.clone(),
             metrics: Arc::clone(&metrics),
             seed: options.seed,
+            feature_level: options.feature_level,
         };
         let node_config = config.to_node_config(&addresses);
         // Recovery reads files.

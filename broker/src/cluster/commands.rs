@@ -38,6 +38,8 @@ impl Node {
         &self,
         command: MetadataCommand,
     ) -> Result<MetadataOutcome, BrokerError> {
+        let cluster_level = self.inner.metadata.borrow().feature_level;
+        check_level(&command, needed_level, cluster_level)?;
         let attempt = async {
             loop {
                 match self.try_propose(&command).await {
@@ -246,6 +248,44 @@ pub(crate) fn check_partitions(topic: &TopicView, wanted: u32) -> Result<u32, Br
     })
 }
 
+/// The feature level of the cluster from which on a command may be proposed: then all nodes understand it. A new command, or a new
+/// field that a state machine must not overlook, comes with the next level.
+fn needed_level(command: &Command) -> u32 {
+    match command {
+        Command::CreateTopic(_)
+        | Command::UpdateTopic(_)
+        | Command::DeleteTopic(_)
+        | Command::NodeStarted(_)
+        | Command::LeaseProducerIds(_)
+        | Command::ReassignPartition(_)
+        | Command::FinishReassignment(_)
+        | Command::JoinNode(_)
+        | Command::AdmitNode(_)
+        | Command::DrainNode(_)
+        | Command::RetireNode(_)
+        | Command::AddPartitions(_)
+        | Command::RaiseFeatureLevel(_) => 1,
+    }
+}
+
+/// `cluster` is 0 while this node knows nothing of its cluster; what a node says then is of the first level.
+fn check_level(
+    command: &MetadataCommand,
+    needed: fn(&Command) -> u32,
+    cluster: u32,
+) -> Result<(), BrokerError> {
+    let cluster = cluster.max(1);
+    let needed = command.command.as_ref().map_or(0, needed);
+    match needed > cluster {
+        true => Err(BrokerError::NotReady {
+            why: format!(
+                "this needs feature level {needed}, and the cluster is at {cluster} until every node runs a version that understands it"
+            ),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// A command in the encoding of this version.
 pub(crate) fn command(command: Command) -> MetadataCommand {
     MetadataCommand { version: 1, command: Some(command) }
@@ -294,6 +334,19 @@ fn accepted(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_waits_for_the_level_that_all_nodes_understand() {
+        let raise = internal::RaiseFeatureLevel::default();
+        let command = command(Command::RaiseFeatureLevel(raise));
+        // Before a node knows its cluster, what it says is of the first level.
+        for cluster in [0, 1, 2] {
+            check_level(&command, needed_level, cluster).unwrap();
+        }
+        let why = check_level(&command, |_| 2, 1).unwrap_err().to_string();
+        assert!(why.contains("feature level 2"), "{why}");
+        check_level(&command, |_| 2, 2).unwrap();
+    }
 
     #[test]
     fn topic_names_are_safe_in_paths_and_metrics() {

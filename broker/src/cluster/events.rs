@@ -6,8 +6,7 @@
 use highwater_proto::internal::{NodeImage, PeerBatch, PeerHello};
 
 use super::NodeId;
-use super::founding::FEATURE_LEVEL;
-use super::metadata::removed_message;
+use super::metadata::{removed_message, too_old_message};
 use super::node::Node;
 use super::peer::PeerEvents;
 use crate::error::BrokerError;
@@ -35,6 +34,10 @@ impl Node {
             return refuse(format!("node {} is not in this cluster", hello.node_id));
         };
         admit_directory(known, hello)?;
+        if hello.feature_level < metadata.feature_level {
+            let (level, cluster) = (hello.feature_level, metadata.feature_level);
+            return refuse(too_old_message(hello.node_id, &hello.version, level, cluster));
+        }
         let mut boots = inner.boots.lock();
         let (directory, seen) = boots.entry(hello.node_id).or_default();
         if *directory != known.incarnation {
@@ -51,6 +54,7 @@ impl Node {
         }
         *seen = hello.boot_counter;
         drop(boots);
+        inner.levels.lock().insert(hello.node_id, hello.feature_level);
         self.hear(hello.node_id);
         Ok(())
     }
@@ -88,7 +92,7 @@ impl PeerEvents for Node {
             incarnation: identity.incarnation.clone(),
             boot_counter: identity.boot_counter,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            feature_level: FEATURE_LEVEL,
+            feature_level: self.inner.deps.feature_level,
             to_node_id: to,
         }
     }

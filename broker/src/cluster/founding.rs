@@ -20,8 +20,8 @@ use std::path::PathBuf;
 use super::peer::PeerCalls;
 use crate::error::BrokerError;
 
-/// The feature level of this software: what it can speak. A cluster starts at its founders' lowest.
-pub(crate) const FEATURE_LEVEL: u32 = 1;
+/// The highest feature level that this software understands. A cluster starts at its founders' lowest.
+pub const FEATURE_LEVEL: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"HWFOUNDG";
 const VERSION: u32 = 1;
@@ -196,12 +196,13 @@ impl Founder {
             }
             members.push(member);
         }
+        let own = self.own.feature_level;
         let lowest = answers.iter().map(|answer| answer.feature_level).min();
         let founding = Founding {
             cluster_id: new_cluster_id,
             members,
             seeds: self.seeds.clone(),
-            feature_level: lowest.unwrap_or(FEATURE_LEVEL).min(FEATURE_LEVEL),
+            feature_level: lowest.map_or(own, |lowest| lowest.min(own)),
         };
         match self.promises.held() {
             Some(begun) if begun.members == founding.members => Ok(begun),

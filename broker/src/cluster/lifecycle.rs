@@ -18,10 +18,10 @@ use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::founding::{FEATURE_LEVEL, Founder, Promises, Round};
+use super::founding::{Founder, Promises, Round};
 use super::joining::Joined;
 use super::leadership::Leadership;
-use super::metadata::{Metadata, MetadataMachine};
+use super::metadata::{Metadata, MetadataMachine, too_old_message};
 use super::node::{Inner, Node};
 use super::options::{NodeConfig, NodeDeps, StartError};
 use super::peer::PeerStreams;
@@ -84,6 +84,7 @@ impl Node {
             listeners: listeners(&config),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rack: config.rack.clone(),
+            feature_level: deps.feature_level,
         };
         let joined =
             Joined::open(Arc::clone(&deps.disk), config.data_dir.clone()).map_err(failed)?;
@@ -116,6 +117,7 @@ impl Node {
             waiting: Mutex::new("starting".into()),
             heard: Mutex::default(),
             boots: Mutex::default(),
+            levels: Mutex::default(),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
             unusable: Mutex::default(),
             repairing: Mutex::default(),
@@ -158,7 +160,7 @@ impl Node {
             cluster_id: uuid::Uuid::new_v4().to_string(),
             members: vec![own],
             seeds: Vec::new(),
-            feature_level: FEATURE_LEVEL,
+            feature_level: self.inner.deps.feature_level,
         };
         self.become_member(&founding)
     }
@@ -385,6 +387,7 @@ impl Node {
             listeners: listeners(&self.inner.config),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rack: self.inner.config.rack.clone(),
+            feature_level: self.inner.deps.feature_level,
         }))
     }
 
@@ -416,6 +419,7 @@ impl Node {
         loop {
             metadata.mark_unchanged();
             self.refresh_view();
+            self.check_own_level();
             let leaders = self.inner.leadership.take_won();
             if !leaders.is_empty() {
                 self.to_all_peers(&PeerBatch { leaders, ..PeerBatch::default() });
@@ -425,6 +429,16 @@ impl Node {
                 () = self.inner.leadership.changed.notified() => {}
                 () = self.inner.cancel.cancelled() => return,
             }
+        }
+    }
+
+    /// Ends a node that does not understand what may be in the metadata group's log from here on: it would apply it wrongly.
+    fn check_own_level(&self) {
+        let (own, cluster) = (self.inner.deps.feature_level, self.view().feature_level);
+        if cluster > own {
+            let version = env!("CARGO_PKG_VERSION");
+            self.inner.misconfigured.store(true, Ordering::Release);
+            self.fail(too_old_message(self.id(), version, own, cluster));
         }
     }
 

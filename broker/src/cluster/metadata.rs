@@ -21,7 +21,7 @@ use super::view::{ClusterView, NodeView, PartitionView, TopicView};
 use super::{GroupId, NodeId, ReplicaId};
 use crate::replica::StateMachine;
 
-pub(crate) use nodes::{MetadataTarget, removed_message};
+pub(crate) use nodes::{MetadataTarget, removed_message, too_old_message};
 
 /// Voters of the metadata group; further nodes follow as learners.
 const VOTERS_MAX: usize = 5;
@@ -93,6 +93,7 @@ impl Metadata {
             Some(Command::DrainNode(drain)) => self.drain_node(drain.node_id),
             Some(Command::RetireNode(retire)) => self.retire_node(retire.node_id),
             Some(Command::AddPartitions(add)) => self.add_partitions(add),
+            Some(Command::RaiseFeatureLevel(raise)) => self.raise_feature_level(raise),
             None => refused("INVALID_ARGUMENT", "a command that this version does not know"),
         }
     }

@@ -26,6 +26,7 @@ mod view;
 
 pub use balance::PlannedMove;
 pub(crate) use commands::{check_partitions, check_topic_name, command};
+pub use founding::FEATURE_LEVEL;
 pub use node::Node;
 pub use options::{NodeConfig, NodeDeps, StartError};
 pub use view::{ClusterView, NodeView, PartitionView, ReadyState, TopicView};

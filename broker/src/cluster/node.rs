@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::founding::{FEATURE_LEVEL, Founder};
+use super::founding::Founder;
 use super::joining::Joined;
 use super::leadership::Leadership;
 use super::metadata::Metadata;
@@ -47,6 +47,8 @@ pub(super) struct Inner {
     pub(super) heard: Mutex<BTreeMap<NodeId, Duration>>,
     /// The highest boot counter seen of each peer's data directory since this process started.
     pub(super) boots: Mutex<BTreeMap<NodeId, (String, u64)>>,
+    /// The feature level that each peer said it understands when it last said hello.
+    pub(super) levels: Mutex<BTreeMap<NodeId, u32>>,
     /// Producer ids left of this node's lease: next and end.
     pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
     /// Replicas that are on disk here and cannot be used, and why.
@@ -81,6 +83,14 @@ impl Node {
     /// Its id; 0 where neither configuration, data directory nor seed list says one.
     pub fn id(&self) -> NodeId {
         self.inner.id.load(Ordering::Acquire)
+    }
+
+    /// The cluster's feature level; what this node understands while it knows of none.
+    pub fn feature_level(&self) -> u32 {
+        match self.view().feature_level {
+            0 => self.inner.deps.feature_level,
+            level => level,
+        }
     }
 
     /// The cluster as this node knows it.
@@ -253,7 +263,7 @@ impl Node {
             seeds: founder.seeds.clone(),
             member: Some(founder.own.clone()),
             promised_cluster_id: founder.promises.held().map(|f| f.cluster_id).unwrap_or_default(),
-            feature_level: FEATURE_LEVEL,
+            feature_level: self.inner.deps.feature_level,
         }
     }
 

@@ -78,6 +78,8 @@ pub struct NodeDeps {
     pub metrics: Arc<Metrics>,
     /// Seeds every random choice of the node.
     pub seed: u64,
+    /// The highest feature level that the node understands.
+    pub feature_level: u32,
 }
 
 /// Why a node could not start.

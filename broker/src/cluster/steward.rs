@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use highwater_proto::internal::metadata_command::Command;
-use highwater_proto::internal::{AdmitNode, DrainNode, ReassignPartition, RetireNode};
+use highwater_proto::internal::{
+    AdmitNode, DrainNode, RaiseFeatureLevel, ReassignPartition, RetireNode,
+};
 
 use super::commands::command;
 use super::metadata::{Metadata, MetadataTarget};
@@ -51,11 +53,38 @@ impl Node {
 
     async fn look_after_nodes(&self, replica: &PartitionHandle) -> Result<(), BrokerError> {
         let metadata = self.inner.metadata.borrow().clone();
+        self.raise_feature_level(&metadata).await?;
         self.drain(&metadata).await?;
         let MetadataTarget { voters, learners } = metadata.metadata_target();
         match replica.step_towards(&voters, &learners) {
             Step::Done => self.retire(&metadata, replica).await,
             step => self.carry_out(METADATA_GROUP, replica, step).await,
+        }
+    }
+
+    /// Lets the cluster use what all its nodes understand. One that has said nothing to this leader yet is waited for.
+    async fn raise_feature_level(&self, metadata: &Metadata) -> Result<(), BrokerError> {
+        let level_of = |node: &NodeId| match *node == self.id() {
+            true => self.inner.deps.feature_level,
+            false => self.inner.levels.lock().get(node).copied().unwrap_or(0),
+        };
+        let to = metadata.nodes.keys().map(level_of).min().unwrap_or(0);
+        if to <= metadata.feature_level {
+            return Ok(());
+        }
+        let node_ids = metadata.nodes.keys().copied().collect();
+        let raise = RaiseFeatureLevel { to, node_ids };
+        match self.propose_metadata(command(Command::RaiseFeatureLevel(raise))).await {
+            Ok(_) => {
+                tracing::info!(
+                    level = to,
+                    "all nodes understand a higher feature level; the cluster uses it"
+                );
+                Ok(())
+            }
+            // There are other nodes by now; the next look asks them too.
+            Err(BrokerError::InvalidArgument { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

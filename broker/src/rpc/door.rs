@@ -22,9 +22,6 @@ use crate::error::BrokerError;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
 
-/// Feature level of this software.
-pub(super) const FEATURE_LEVEL: u32 = 1;
-
 /// Most bytes of records in one answer before the batch that fills it: with one batch on top it stays below the largest message.
 pub(super) const FETCH_BYTES_MAX: u64 = 3 << 20;
 
@@ -124,7 +121,7 @@ impl Door {
             cluster_id: view.cluster_id.clone(),
             node_id: self.node.id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            feature_level: view.feature_level.max(FEATURE_LEVEL),
+            feature_level: self.node.feature_level(),
         }
     }
 

@@ -18,6 +18,7 @@ mod processes;
 mod repair;
 mod tls;
 mod topic_life;
+mod upgrade;
 
 use std::collections::BTreeSet;
 

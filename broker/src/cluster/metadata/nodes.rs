@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use highwater_proto::internal::{
-    FoundingMember, JoinNode, MetadataOutcome, NodeImage, NodeStarted,
+    FoundingMember, JoinNode, MetadataOutcome, NodeImage, NodeStarted, RaiseFeatureLevel,
 };
 
 use super::{Metadata, VOTERS_MAX, refused};
@@ -51,10 +51,33 @@ impl Metadata {
         self.nodes.values().filter(|node| !node.is_draining)
     }
 
+    /// Never goes back: what was proposed under a level stays in the log.
+    pub(super) fn raise_feature_level(&mut self, raise: &RaiseFeatureLevel) -> MetadataOutcome {
+        if !self.nodes.keys().eq(&raise.node_ids) {
+            return refused("STALE_NODES", "the cluster has other nodes by now; ask them first");
+        }
+        self.feature_level = self.feature_level.max(raise.to);
+        MetadataOutcome::default()
+    }
+
+    /// Refuses a node whose software does not understand what may be in the log.
+    fn check_level(&self, id: NodeId, version: &str, level: u32) -> Result<(), MetadataOutcome> {
+        // The first versions did not say it.
+        let level = level.max(1);
+        match level < self.feature_level {
+            true => Err(refused(
+                "OLD_VERSION",
+                &too_old_message(id, version, level, self.feature_level),
+            )),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn node_started(&mut self, started: &NodeStarted) -> MetadataOutcome {
         if self.removed_nodes.contains(&started.node_id) {
             return was_removed(started.node_id);
         }
+        let level = self.check_level(started.node_id, &started.version, started.feature_level);
         let Some(node) = self.nodes.get_mut(&started.node_id) else {
             return no_such_node(started.node_id);
         };
@@ -68,6 +91,9 @@ impl Metadata {
                 node.id, started.boot_counter, node.boot_counter
             );
             return refused("OLD_COPY", &message);
+        }
+        if let Err(refusal) = level {
+            return refusal;
         }
         // It came back with what it had: nothing has to be built anew.
         node.awaits_directory = false;
@@ -99,6 +125,9 @@ impl Metadata {
         };
         if self.removed_nodes.contains(&id) {
             return was_removed(id);
+        }
+        if let Err(refusal) = self.check_level(id, &member.version, member.feature_level) {
+            return refusal;
         }
         let is_lost = match self.nodes.get(&id) {
             None if self.nodes.len() >= NODES_MAX => {
@@ -220,6 +249,14 @@ impl Metadata {
             None => no_such_node(id),
         }
     }
+}
+
+/// What to tell a node that is too old for its cluster, and whoever asks for it.
+pub(crate) fn too_old_message(id: NodeId, version: &str, level: u32, cluster: u32) -> String {
+    format!(
+        "node {id} runs version {version}, which understands feature level {level}, and the cluster is at {cluster}, which never goes \
+         back; start the node with the version that the others run"
+    )
 }
 
 /// What to tell a node that has left, and whoever asks for it.

@@ -7,7 +7,7 @@ use highwater_proto::v1;
 use super::nodes::*;
 use crate::harness::*;
 
-async fn create(nodes: &Nodes, partitions: u32, replication_factor: u32) {
+pub(super) async fn create(nodes: &Nodes, partitions: u32, replication_factor: u32) {
     let create = v1::TopicServiceCreateRequest {
         name: "orders".into(),
         partitions,
@@ -55,7 +55,11 @@ fn holders(nodes: &Nodes, place: usize) -> Vec<Vec<u64>> {
 }
 
 /// Publishes to partition 0 at whoever leads until told to stop; what was acknowledged, in order.
-async fn publish_until(nodes: &Nodes, places: &[usize], done: &AtomicBool) -> Vec<String> {
+pub(super) async fn publish_until(
+    nodes: &Nodes,
+    places: &[usize],
+    done: &AtomicBool,
+) -> Vec<String> {
     let mut acknowledged = Vec::new();
     let mut number = 0;
     while !done.load(Ordering::Acquire) {
@@ -77,7 +81,7 @@ async fn publish_until(nodes: &Nodes, places: &[usize], done: &AtomicBool) -> Ve
     acknowledged
 }
 
-async fn all_values(nodes: &Nodes, place: usize) -> Vec<String> {
+pub(super) async fn all_values(nodes: &Nodes, place: usize) -> Vec<String> {
     let mut found = Vec::new();
     let mut at = start();
     loop {

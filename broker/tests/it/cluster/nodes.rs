@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use highwater_broker::cluster::FEATURE_LEVEL;
 use highwater_broker::config::Config;
 use highwater_broker::replica::{PartitionHandle, PartitionStatus};
-use highwater_broker::{Broker, StartError};
+use highwater_broker::{Broker, BrokerOptions, StartError};
 use highwater_proto::batch::{BatchBuilder, Compression};
 use highwater_proto::v1;
 use tempfile::TempDir;
@@ -41,6 +42,8 @@ pub(crate) fn free_address() -> String {
 /// Nodes of one cluster. The node at place `n` has the id `n + 1`, as its place in the seed list says.
 pub(crate) struct Nodes {
     brokers: Vec<Option<Broker>>,
+    /// The highest feature level that each says it understands.
+    levels: Vec<u32>,
     configs: Vec<Config>,
     dirs: Vec<TempDir>,
 }
@@ -60,7 +63,8 @@ impl Nodes {
             config
         };
         let configs = dirs.iter().zip(&seeds).map(config).collect();
-        Self { brokers: seeds.iter().map(|_| None).collect(), configs, dirs }
+        let levels = vec![FEATURE_LEVEL; seeds.len()];
+        Self { brokers: seeds.iter().map(|_| None).collect(), levels, configs, dirs }
     }
 
     /// Three nodes that serve.
@@ -79,6 +83,7 @@ impl Nodes {
         config.listen.internal = free_address();
         config.listen.client = free_address();
         self.brokers.push(None);
+        self.levels.push(FEATURE_LEVEL);
         self.configs.push(config);
         self.dirs.push(dir);
         self.brokers.len() - 1
@@ -116,8 +121,16 @@ impl Nodes {
 
     pub(crate) async fn try_run(&mut self, place: usize) -> Result<(), StartError> {
         assert!(self.brokers[place].is_none(), "it runs already");
-        self.brokers[place] = Some(Broker::start(self.configs[place].clone()).await?);
+        let options =
+            BrokerOptions { feature_level: self.levels[place], ..BrokerOptions::default() };
+        let broker = Broker::start_with(self.configs[place].clone(), options).await?;
+        self.brokers[place] = Some(broker);
         Ok(())
+    }
+
+    /// Makes one pass for another version from its next start on.
+    pub(crate) fn set_level(&mut self, place: usize, level: u32) {
+        self.levels[place] = level;
     }
 
     /// Stops one; what it keeps on disk stays.

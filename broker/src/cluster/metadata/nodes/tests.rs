@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use highwater_proto::internal::metadata_command::Command;
 use highwater_proto::internal::{
     AdmitNode, DrainNode, FinishReassignment, FoundingMember, JoinNode, MetadataOutcome,
-    NodeStarted, ReassignPartition, RetireNode,
+    NodeStarted, RaiseFeatureLevel, ReassignPartition, RetireNode,
 };
 
 use super::super::tests::{apply, create, machine};
@@ -181,4 +181,43 @@ fn partitions_are_added_once() {
     assert_eq!(partitions.len(), 2);
     assert!(partitions[1].group > partitions[0].group);
     assert_eq!(partitions[1].replicas.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [4, 5]);
+}
+
+#[test]
+fn a_level_is_raised_once_all_nodes_were_asked_and_older_software_is_refused_from_then_on() {
+    let mut machine = machine();
+    let raise = |to, nodes: &[u64]| {
+        Command::RaiseFeatureLevel(RaiseFeatureLevel { to, node_ids: nodes.to_vec() })
+    };
+    let all = [1, 2, 3, 4, 5, 6, 7];
+    assert_eq!(apply(&mut machine, 6, raise(2, &all[..6])).reason, "STALE_NODES");
+    assert_eq!(machine.state.feature_level, 1);
+    assert_eq!(apply(&mut machine, 7, raise(2, &all)).reason, "");
+    assert_eq!(apply(&mut machine, 8, raise(1, &all)).reason, "", "it never goes back");
+    assert_eq!(machine.state.feature_level, 2);
+    let started = |feature_level| {
+        Command::NodeStarted(NodeStarted {
+            node_id: 2,
+            incarnation: "incarnation-2".into(),
+            boot_counter: 3,
+            feature_level,
+            ..Default::default()
+        })
+    };
+    // The first versions say nothing, which means 1.
+    for (index, level) in [(9, 0), (10, 1)] {
+        assert_eq!(apply(&mut machine, index, started(level)).reason, "OLD_VERSION");
+    }
+    assert_eq!(apply(&mut machine, 11, started(2)).reason, "");
+    let join = |feature_level| {
+        let node = FoundingMember {
+            incarnation: "new".into(),
+            internal_address: "host8:7421".into(),
+            feature_level,
+            ..Default::default()
+        };
+        Command::JoinNode(JoinNode { node: Some(node) })
+    };
+    assert_eq!(apply(&mut machine, 12, join(0)).reason, "OLD_VERSION");
+    assert_eq!(apply(&mut machine, 13, join(3)).reason, "");
 }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater_client::{Acks, Compression};
 
 use crate::failover::FailoverArgs;
+use crate::rebalance::RebalanceArgs;
 use crate::storage::StorageArgs;
 
 /// Measures a running Highwater cluster.
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     E2e(Load),
     /// Publish while a command does something to the cluster: the longest time without an acknowledgement.
     Failover(FailoverArgs),
+    /// Read as a group while members join, leave and crash: how long partitions pause, those that move and those that do not.
+    Rebalance(RebalanceArgs),
     /// The log engine beside a bare loop of the same work.
     Storage(StorageArgs),
     /// Other brokers under the same load (a later version).

@@ -12,6 +12,7 @@ mod pace;
 mod payload;
 mod processes;
 mod produce;
+mod rebalance;
 mod report;
 mod storage;
 
@@ -48,6 +49,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::E2e(load) => ("e2e", load),
         Command::Failover(args) => {
             let text = runtime()?.block_on(failover::run(&args))?;
+            return std::io::stdout().write_all(text.as_bytes()).context("cannot print the result");
+        }
+        Command::Rebalance(args) => {
+            let text = runtime()?.block_on(rebalance::run(&args))?;
             return std::io::stdout().write_all(text.as_bytes()).context("cannot print the result");
         }
         Command::Storage(args) => return storage::run(&args),

@@ -427,7 +427,8 @@ impl Session {
             Some(Response::Committed(committed)) => {
                 let error = committed.error.as_ref().map(Refusal::from_detail);
                 if let Some(refusal) = &error {
-                    tracing::warn!(%refusal, "progress was not stored");
+                    tracing::warn!(%refusal, "progress was not stored; it will be sent again");
+                    self.membership.forget_sent();
                 }
                 let stored = |it: &(u64, _)| it.0 <= committed.request_id;
                 for (_, waiting) in self.waiting.extract_if(.., |it| stored(it)) {

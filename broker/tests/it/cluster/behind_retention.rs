@@ -105,16 +105,8 @@ async fn a_follower_behind_retention_catches_up_by_snapshot_and_is_the_same_repl
     assert!(first_index_on_disk(&nodes, behind, group) > had + 4, "it begins where the others do");
     assert_eq!(nodes.status(behind, group).quarantined, None);
     let fetch = async |place: usize| {
-        let mut records = Vec::new();
-        let mut at = start();
-        loop {
-            let page = nodes.clients(place).fetch("orders", 0, at).await.unwrap();
-            records.extend(page.records);
-            if page.next_offset == page.high_watermark {
-                return (records, page.log_start_offset);
-            }
-            at = v1::position::At::Offset(page.next_offset);
-        }
+        let page = nodes.clients(place).fetch("orders", 0, start()).await.unwrap();
+        (nodes.fetch_all(place, "orders").await, page.log_start_offset)
     };
     let before = fetch(leader).await;
     nodes.transfer("orders", 0, behind).await;

@@ -50,26 +50,10 @@ async fn publish(nodes: &Nodes, leader: usize, live: &mut Live, numbers: std::op
     }
 }
 
-/// Everything that the node at a place, which must lead, has to read.
-async fn read(nodes: &Nodes, place: usize) -> Vec<v1::FetchedRecord> {
-    let (mut records, mut at) = (Vec::new(), crate::harness::start());
-    let reading = async {
-        loop {
-            let page = nodes.clients(place).fetch(TOPIC, 0, at).await.unwrap();
-            records.extend(page.records);
-            if page.next_offset == page.high_watermark {
-                return records;
-            }
-            at = v1::position::At::Offset(page.next_offset);
-        }
-    };
-    soon("reading to the end", reading).await
-}
-
 /// Checks that the node has every key's last value at its offset, in order, and far less than was published.
 async fn has_all(nodes: &Nodes, place: usize, live: &Live, published: usize) {
     nodes.transfer(TOPIC, 0, place).await;
-    let records = read(nodes, place).await;
+    let records = nodes.fetch_all(place, TOPIC).await;
     assert!(records.is_sorted_by_key(|record| record.offset));
     assert!(records.len() < published, "{} of {published} records are left", records.len());
     let mut found = Live::new();

@@ -81,19 +81,6 @@ pub(super) async fn publish_until(
     acknowledged
 }
 
-pub(super) async fn all_values(nodes: &Nodes, place: usize) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut at = start();
-    loop {
-        let page = nodes.clients(place).fetch("orders", 0, at).await.unwrap();
-        found.extend(values(&page.records));
-        if page.next_offset == page.high_watermark {
-            return found;
-        }
-        at = v1::position::At::Offset(page.next_offset);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_node_joins_by_its_seeds_alone_and_is_a_member_like_any_other() {
     let mut nodes = Nodes::start(|_| {}).await;
@@ -181,7 +168,7 @@ async fn a_node_leaves_under_load_while_the_coordinator_changes_and_never_comes_
     nodes.config(leaves).node.id = Some(id);
     nodes.run(leaves).await;
     nodes.waits_for(leaves, &["was removed from the cluster", "never used again"]).await;
-    let page = all_values(&nodes, stays[0]).await;
+    let page = values(&nodes.fetch_all(stays[0], "orders").await);
     let found: Vec<&String> = page.iter().filter(|value| acknowledged.contains(value)).collect();
     assert_eq!(found, acknowledged.iter().collect::<Vec<_>>(), "once each, in order");
     nodes.stop_all().await;
@@ -205,7 +192,7 @@ async fn a_dead_node_is_replaced_by_a_fresh_one() {
         assert_eq!(holders, [1, 2, 4]);
     }
     nodes.transfer("orders", 0, fourth).await;
-    assert_eq!(all_values(&nodes, fourth).await, ["kept"]);
+    assert_eq!(values(&nodes.fetch_all(fourth, "orders").await), ["kept"]);
     nodes.stop_all().await;
 }
 
@@ -227,7 +214,7 @@ async fn a_wiped_node_is_refused_and_welcomed_by_a_command() {
     let members = nodes.replica(2, 0).members();
     assert_eq!(members.voters.len(), 3, "{members:?}");
     nodes.transfer("orders", 0, 2).await;
-    assert_eq!(all_values(&nodes, 2).await, ["kept"]);
+    assert_eq!(values(&nodes.fetch_all(2, "orders").await), ["kept"]);
     nodes.stop_all().await;
     nodes.run_all().await;
     healthy(&nodes, 2).await;

@@ -7,17 +7,6 @@ use highwater_proto::v1;
 use super::nodes::*;
 use crate::harness::*;
 
-async fn create(nodes: &Nodes, replication_factor: u32) -> u64 {
-    let create = v1::TopicServiceCreateRequest {
-        name: "orders".into(),
-        partitions: 1,
-        replication_factor,
-        config: [("segment.bytes".into(), "1048576".into())].into(),
-    };
-    nodes.clients(0).topics().create(create).await.unwrap();
-    nodes.groups("orders")[0]
-}
-
 async fn reassign(nodes: &Nodes, place: usize, node_ids: &[u64], replace_node_ids: &[u64]) {
     let request = v1::ReassignPartitionRequest {
         topic: "orders".into(),
@@ -36,19 +25,6 @@ async fn moved(nodes: &Nodes, place: usize) -> Vec<u64> {
     })
     .await;
     partition().replicas.iter().map(|(_, node)| *node).collect()
-}
-
-async fn all_values(nodes: &Nodes, place: usize) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut at = start();
-    loop {
-        let page = nodes.clients(place).fetch("orders", 0, at).await.unwrap();
-        found.extend(values(&page.records));
-        if page.next_offset == page.high_watermark {
-            return found;
-        }
-        at = v1::position::At::Offset(page.next_offset);
-    }
 }
 
 /// Publishes to whoever leads until told to stop; what was acknowledged, in order.
@@ -70,7 +46,7 @@ async fn publish_until(nodes: &Nodes, group: u64, done: &AtomicBool) -> Vec<Stri
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_moves_away_from_its_leader_under_load() {
     let nodes = Nodes::start(|_| {}).await;
-    let group = create(&nodes, 2).await;
+    let group = create_in_small_segments(&nodes, 2).await;
     let leader = nodes.leader(group).await;
     let before = moved_from(&nodes);
     let free = (0..3).find(|place| !before.contains(&(*place as u64 + 1))).unwrap();
@@ -95,7 +71,7 @@ async fn a_partition_moves_away_from_its_leader_under_load() {
     assert_ne!(leads as u64 + 1, from);
     for place in [free, other] {
         nodes.transfer("orders", 0, place).await;
-        let found = all_values(&nodes, place).await;
+        let found = values(&nodes.fetch_all(place, "orders").await);
         let found: Vec<&String> = found.iter().filter(|v| acknowledged.contains(v)).collect();
         assert_eq!(found, acknowledged.iter().collect::<Vec<_>>(), "once each, in order");
     }
@@ -114,13 +90,13 @@ fn moved_from(nodes: &Nodes) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_directory_is_gone_is_replaced_on_the_same_node() {
     let mut nodes = Nodes::start(|_| {}).await;
-    let group = create(&nodes, 3).await;
+    let group = create_in_small_segments(&nodes, 3).await;
     let leader = nodes.leader(group).await;
     for number in 0..12 {
         let value = format!("{number}:{}", "x".repeat(300_000));
         nodes.produce(leader, "orders", v1::Acks::QuorumFsync, &value, 10_000).await.unwrap();
     }
-    let before = all_values(&nodes, leader).await;
+    let before = values(&nodes.fetch_all(leader, "orders").await);
     let victim = (leader + 1) % 3;
     nodes.stop(victim).await;
     std::fs::remove_dir_all(nodes.group_dir(victim, group)).unwrap();
@@ -141,13 +117,13 @@ async fn a_replica_whose_directory_is_gone_is_replaced_on_the_same_node() {
     })
     .await;
     nodes.transfer("orders", 0, victim).await;
-    assert_eq!(all_values(&nodes, victim).await, before);
+    assert_eq!(values(&nodes.fetch_all(victim, "orders").await), before);
     // It is a replica like any other, also after a restart of everything.
     nodes.stop_all().await;
     nodes.run_all().await;
     nodes.leader(group).await;
     nodes.transfer("orders", 0, victim).await;
-    assert_eq!(all_values(&nodes, victim).await, before);
+    assert_eq!(values(&nodes.fetch_all(victim, "orders").await), before);
     let health = nodes.clients(victim).cluster();
     until("a healthy cluster", || async {
         let mut health = health.clone();
@@ -160,7 +136,7 @@ async fn a_replica_whose_directory_is_gone_is_replaced_on_the_same_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_in_service_is_set_aside_when_it_is_replaced() {
     let mut nodes = Nodes::start(|_| {}).await;
-    let group = create(&nodes, 3).await;
+    let group = create_in_small_segments(&nodes, 3).await;
     let leader = nodes.leader(group).await;
     nodes.produce(leader, "orders", v1::Acks::QuorumFsync, "first", 10_000).await.unwrap();
     let victim = (leader + 1) % 3;

@@ -168,6 +168,22 @@ impl Nodes {
         Clients::of(self.broker(place).client_addr())
     }
 
+    /// Everything in a topic's first partition; the node must lead it.
+    pub(crate) async fn fetch_all(&self, place: usize, topic: &str) -> Vec<v1::FetchedRecord> {
+        let (mut records, mut at) = (Vec::new(), start());
+        let reading = async {
+            loop {
+                let page = self.clients(place).fetch(topic, 0, at).await.unwrap();
+                records.extend(page.records);
+                if page.next_offset == page.high_watermark {
+                    return records;
+                }
+                at = v1::position::At::Offset(page.next_offset);
+            }
+        };
+        soon("reading to the end", reading).await
+    }
+
     /// The cluster that a node belongs to; empty if none.
     pub(crate) fn cluster_id(&self, place: usize) -> String {
         self.broker(place).node().view().cluster_id.clone()
@@ -308,4 +324,16 @@ impl ProduceStream {
             }
         }
     }
+}
+
+/// Creates "orders" with one partition of small segments; its group.
+pub(crate) async fn create_in_small_segments(nodes: &Nodes, replication_factor: u32) -> u64 {
+    let create = v1::TopicServiceCreateRequest {
+        name: "orders".into(),
+        partitions: 1,
+        replication_factor,
+        config: [("segment.bytes".into(), "1048576".into())].into(),
+    };
+    nodes.clients(0).topics().create(create).await.unwrap();
+    nodes.groups("orders")[0]
 }

@@ -33,17 +33,6 @@ pub(super) fn was_repaired(dir: &Path) -> bool {
     std::fs::read_dir(dir.join("damaged")).is_ok_and(|mut files| files.next().is_some())
 }
 
-async fn create(nodes: &Nodes, replication_factor: u32) -> u64 {
-    let create = v1::TopicServiceCreateRequest {
-        name: "orders".into(),
-        partitions: 1,
-        replication_factor,
-        config: [("segment.bytes".into(), "1048576".into())].into(),
-    };
-    nodes.clients(0).topics().create(create).await.unwrap();
-    nodes.groups("orders")[0]
-}
-
 async fn publish(nodes: &Nodes, leader: usize, batches: usize) {
     for number in 0..batches {
         let value = format!("{number:08}").repeat(VALUE_BYTES / 8);
@@ -51,26 +40,13 @@ async fn publish(nodes: &Nodes, leader: usize, batches: usize) {
     }
 }
 
-async fn fetch_all(nodes: &Nodes, place: usize) -> Vec<v1::FetchedRecord> {
-    let mut records = Vec::new();
-    let mut at = start();
-    loop {
-        let page = nodes.clients(place).fetch("orders", 0, at).await.unwrap();
-        records.extend(page.records);
-        if page.next_offset == page.high_watermark {
-            return records;
-        }
-        at = v1::position::At::Offset(page.next_offset);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn rot_found_at_the_start_is_mended_and_nothing_is_lost() {
     let mut nodes = Nodes::start(|_| {}).await;
-    let group = create(&nodes, 3).await;
+    let group = create_in_small_segments(&nodes, 3).await;
     let leader = nodes.leader(group).await;
     publish(&nodes, leader, 12).await;
-    let before = fetch_all(&nodes, leader).await;
+    let before = nodes.fetch_all(leader, "orders").await;
     let victim = (leader + 1) % 3;
     until("the victim being level", || async { nodes.status(victim, group).high_watermark == 12 })
         .await;
@@ -93,7 +69,7 @@ async fn rot_found_at_the_start_is_mended_and_nothing_is_lost() {
     })
     .await;
     nodes.transfer("orders", 0, victim).await;
-    assert_eq!(fetch_all(&nodes, victim).await, before);
+    assert_eq!(nodes.fetch_all(victim, "orders").await, before);
     let health = nodes.clients(victim).cluster();
     until("a healthy cluster", || async {
         let mut health = health.clone();
@@ -106,10 +82,10 @@ async fn rot_found_at_the_start_is_mended_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rot_under_a_leader_is_found_by_the_scrub_and_mended() {
     let mut nodes = Nodes::start(|config| config.storage.scrub_bytes_per_s = 1 << 30).await;
-    let group = create(&nodes, 3).await;
+    let group = create_in_small_segments(&nodes, 3).await;
     let leader = nodes.leader(group).await;
     publish(&nodes, leader, 12).await;
-    let before = fetch_all(&nodes, leader).await;
+    let before = nodes.fetch_all(leader, "orders").await;
     let dir = nodes.group_dir(leader, group);
     rot(&segments(&dir)[1], 128 + 200_000);
     until("the repair", || async {
@@ -117,19 +93,19 @@ async fn rot_under_a_leader_is_found_by_the_scrub_and_mended() {
     })
     .await;
     let found = nodes.leader(group).await;
-    assert_eq!(fetch_all(&nodes, found).await, before, "whoever leads meanwhile");
+    assert_eq!(nodes.fetch_all(found, "orders").await, before, "whoever leads meanwhile");
     nodes.transfer("orders", 0, leader).await;
-    assert_eq!(fetch_all(&nodes, leader).await, before);
+    assert_eq!(nodes.fetch_all(leader, "orders").await, before);
     nodes.stop_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_cannot_be_repaired_is_replaced_once_the_others_are_well() {
     let mut nodes = Nodes::start(|_| {}).await;
-    let group = create(&nodes, 3).await;
+    let group = create_in_small_segments(&nodes, 3).await;
     let leader = nodes.leader(group).await;
     publish(&nodes, leader, 6).await;
-    let before = fetch_all(&nodes, leader).await;
+    let before = nodes.fetch_all(leader, "orders").await;
     let victim = (leader + 1) % 3;
     let other = (leader + 2) % 3;
     until("the victim being level", || async { nodes.status(victim, group).high_watermark == 6 })
@@ -164,14 +140,14 @@ async fn a_replica_that_cannot_be_repaired_is_replaced_once_the_others_are_well(
     })
     .await;
     nodes.transfer("orders", 0, victim).await;
-    assert_eq!(fetch_all(&nodes, victim).await, before);
+    assert_eq!(nodes.fetch_all(victim, "orders").await, before);
     nodes.stop_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rot_that_nobody_can_mend_is_shown_and_never_served_or_cut() {
     let mut nodes = Nodes::start(|config| config.storage.scrub_bytes_per_s = 0).await;
-    let group = create(&nodes, 1).await;
+    let group = create_in_small_segments(&nodes, 1).await;
     let holds = |place: usize| nodes.broker(place).node().replica(group).is_some();
     until("the replica", || async { (0..3).any(holds) }).await;
     let place = (0..3).find(|place| holds(*place)).unwrap();

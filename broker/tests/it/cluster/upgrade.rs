@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use highwater_broker::cluster::FEATURE_LEVEL;
 
-use super::membership::{all_values, create, publish_until};
+use super::membership::{create, publish_until};
 use super::nodes::*;
 use crate::harness::*;
 
@@ -46,7 +46,7 @@ async fn nodes_are_upgraded_one_after_the_other_and_the_level_rises_with_the_las
     until("the higher level everywhere", || async { levels(&nodes, &[0, 1, 2]) == [NEXT; 3] })
         .await;
     assert!(!acknowledged.is_empty());
-    let found = all_values(&nodes, 0).await;
+    let found = values(&nodes.fetch_all(0, "orders").await);
     let mut rest = found.iter();
     // An event whose acknowledgement was lost may lie between them.
     for value in &acknowledged {

@@ -11,34 +11,26 @@ use highwater_proto::partitioner::partition_for_key;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use super::commands::{Answer, Command, Described, Heartbeat, Listed, Ticket, ToMember};
 use super::engine::{JoinSpec, Owned, Place};
 use super::offsets::{NewOffset, Progress};
 use super::options::{
     CLIENT_ID_BYTES_MAX, COMMIT_OFFSETS_MAX, GroupOptions, MEMBER_ID_BYTES_MAX, MEMBER_TOPICS_MAX,
     NAME_BYTES_MAX, OFFSETS_TOPIC,
 };
-use super::shard::{
-    Answer, COMMANDS_MAX, Command, Described, Heartbeat, Listed, Shard, Ticket, ToMember, sorted,
-};
+use super::shard::{Shard, Surroundings};
 use crate::cluster::Node;
 use crate::env::{Clock, Tasks};
 use crate::error::BrokerError;
 use crate::metrics::Metrics;
 
+/// Things asked of a coordinator that wait; whoever asks more waits too.
+const COMMANDS_MAX: usize = 1_024;
 /// Messages to one member that its stream has not taken yet; with more it is cut off.
 const OUTBOX_MAX: usize = 256;
 
 /// Size of the offsets topic's segments, as a topic's configuration has it.
 const SEGMENT_BYTES: &str = "8388608";
-
-/// What coordinators stand on.
-#[derive(Clone)]
-pub(super) struct Surroundings {
-    pub(super) node: Node,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) options: GroupOptions,
-}
 
 /// A coordinator that was started.
 struct Running {
@@ -84,8 +76,8 @@ impl Groups {
         &self.inner.surroundings.options
     }
 
-    /// Takes a member in, or back: `returns` says that it was in the group before. What it is told arrives at the receiver, whose end means that this is not its coordinator any
-    /// more.
+    /// Takes a member in, or back: `returns` says that it was in the group before. What it is told arrives at the receiver, whose
+    /// end means that this is not its coordinator any more.
     pub(crate) async fn join(
         &self,
         group: &str,
@@ -184,7 +176,8 @@ impl Groups {
                 Err(error) => return Err(error),
             }
         }
-        Ok(sorted(listed))
+        listed.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(listed)
     }
 
     /// The way to a group's coordinator. The offsets topic is created with the first question about any group.

@@ -4,26 +4,27 @@
 //! is on the disks of a majority; the next burst gathers meanwhile. Never: survives a doubt. Whatever goes wrong with a write ends the task
 //! with everything it knows: the next coordinator, here or elsewhere, reads the log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_proto::batch::{BatchBuilder, BatchView, Compression};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::coordinator::Surroundings;
-use super::engine::{Gone, Group, JoinSpec, Owned, Place, Topic};
+use super::commands::{Answer, Command, Heartbeat, Listed, Report, Ticket, ToMember};
+use super::engine::{Group, JoinSpec, Owned, Place};
 use super::offsets::{NewOffset, Progress};
-use super::options::{GROUP_BYTES_MAX, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX, PROOF_AGE_MAX};
+use super::options::{
+    GROUP_BYTES_MAX, GroupOptions, METADATA_BYTES_MAX, PROGRESS_TIMEOUT_MAX, PROOF_AGE_MAX,
+};
 use super::records::{self, Read, Written};
-use super::state::{GroupState, Message, Outcome};
-use crate::cluster::ClusterView;
+use super::state::{GroupState, Message, Outcome, topic_of};
+use crate::cluster::{ClusterView, Node};
+use crate::env::Clock;
 use crate::error::BrokerError;
-use crate::metrics::GroupGauges;
+use crate::metrics::{GroupGauges, Metrics};
 use crate::replica::PartitionHandle;
 
-/// Things asked of a coordinator that wait; whoever asks more waits too.
-pub(super) const COMMANDS_MAX: usize = 1_024;
 /// Things taken in one turn.
 const BURST_MAX: usize = 256;
 /// Bytes of one batch, about.
@@ -39,167 +40,13 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(30);
 /// In how many steps of its retention it stores how long a group has been empty. With each coordinator up to so much is not counted.
 const AGE_STEPS: u32 = 16;
 
-/// What is said to a member.
-#[derive(Debug)]
-pub(crate) enum ToMember {
-    /// Everything it owns.
-    Assignment { epoch: u64, partitions: Vec<Assigned> },
-    /// The outcome of a commit: what was fenced, or why nothing was stored.
-    Committed { request_id: u64, outcome: Result<Vec<Owned>, BrokerError> },
-    /// The answer to a heartbeat.
-    Heartbeat { sequence: u64 },
-    /// It is no member any more. Nothing follows.
-    Gone(Gone),
-}
-
-/// A partition that a member owns.
-#[derive(Debug)]
-pub(crate) struct Assigned {
-    pub(crate) topic_id: String,
-    pub(crate) owned: Owned,
-    pub(crate) committed: Option<i64>,
-    pub(crate) is_wanted_back: bool,
-}
-
-/// What a member does with a partition, in its own words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Activity(pub(crate) i32);
-
-/// What a member says of one partition.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) place: Place,
-    pub(crate) activity: Activity,
-}
-
-/// A sign of life.
-#[derive(Debug)]
-pub(crate) struct Heartbeat {
-    pub(crate) sequence: u64,
-    pub(crate) has_progressed: bool,
-    pub(crate) extend: Duration,
-    pub(crate) reports: Vec<Report>,
-}
-
-/// How a group stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    Empty,
-    Rebalancing,
-    Stable,
-}
-
-/// A group in a list.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    pub(crate) group: String,
-    pub(crate) standing: Standing,
-    pub(crate) members: usize,
-}
-
-/// A group, described.
-#[derive(Debug)]
-pub(crate) struct Described {
-    pub(crate) standing: Standing,
-    pub(crate) epoch: u64,
-    pub(crate) members: Vec<DescribedMember>,
-    pub(crate) partitions: Vec<DescribedPartition>,
-}
-
-/// A member, described.
-#[derive(Debug)]
-pub(crate) struct DescribedMember {
-    pub(crate) member_id: String,
-    pub(crate) static_id: String,
-    pub(crate) client_id: String,
-    pub(crate) is_connected: bool,
-    pub(crate) topics: Vec<String>,
-    pub(crate) partitions: usize,
-    pub(crate) session_ends_in: Duration,
-    pub(crate) progress_due_in: Duration,
-}
-
-/// A partition of a group, described.
-#[derive(Debug)]
-pub(crate) struct DescribedPartition {
-    pub(crate) place: Place,
-    /// Empty while nobody owns it.
-    pub(crate) member_id: String,
-    pub(crate) epoch: u64,
-    pub(crate) is_moving: bool,
-    pub(crate) activity: Activity,
-    pub(crate) progress: Option<Progress>,
-}
-
-impl DescribedPartition {
-    pub(super) fn nobodys(place: Place) -> Self {
-        Self {
-            place,
-            member_id: String::new(),
-            epoch: 0,
-            is_moving: false,
-            activity: Activity::default(),
-            progress: None,
-        }
-    }
-}
-
-/// A member's stream, as its coordinator knows it.
-#[derive(Clone, Debug)]
-pub(crate) struct Ticket {
-    pub(crate) group: String,
-    pub(crate) member_id: String,
-    pub(super) session: u64,
-}
-
-/// Where the answer to a call goes. Dropped unanswered, the call did not take place, or nobody knows.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, BrokerError>>;
-
-/// What is asked of a coordinator.
-#[derive(Debug)]
-pub(super) enum Command {
-    Join {
-        ticket: Ticket,
-        spec: JoinSpec,
-        returns: bool,
-        outbox: mpsc::Sender<ToMember>,
-        answer: Answer<()>,
-    },
-    Heartbeat(Ticket, Heartbeat),
-    Release(Ticket, Vec<Owned>),
-    Commit {
-        ticket: Ticket,
-        request_id: u64,
-        offsets: Vec<(Owned, i64, String)>,
-    },
-    Leave(Ticket),
-    Disconnected(Ticket),
-    CommitUnowned {
-        group: String,
-        offsets: Vec<NewOffset>,
-        answer: Answer<()>,
-    },
-    Reset {
-        group: String,
-        offsets: Vec<NewOffset>,
-        dry_run: bool,
-        answer: Answer<()>,
-    },
-    Fetch {
-        group: String,
-        answer: Answer<Vec<(Place, Progress)>>,
-    },
-    Describe {
-        group: String,
-        answer: Answer<Described>,
-    },
-    Delete {
-        group: String,
-        answer: Answer<()>,
-    },
-    List {
-        answer: Answer<Vec<Listed>>,
-    },
+/// What coordinators stand on.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) node: Node,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) options: GroupOptions,
 }
 
 /// An answer that waits for its turn's records to be committed.
@@ -619,7 +466,7 @@ impl Shard {
         }
         for (owned, offset, metadata) in offsets {
             let topic = state.group.topics().get(&owned.topic);
-            let (true, Some(topic)) = (state.owns(&ticket.member_id, &owned), topic) else {
+            let (true, Some(topic)) = (state.group.owns(&ticket.member_id, &owned), topic) else {
                 fenced.push(owned);
                 continue;
             };
@@ -710,18 +557,4 @@ fn check_offset(offset: i64, metadata: &str) -> Option<BrokerError> {
         return wrong("metadata", format!("{METADATA_BYTES_MAX} bytes are allowed"));
     }
     None
-}
-
-/// A topic as groups know it.
-pub(super) fn topic_of(view: &ClusterView, name: &str) -> Option<Topic> {
-    let topic = view.topics.get(name)?;
-    let partitions = u32::try_from(topic.partitions.len()).ok()?;
-    Some(Topic { id: topic.id.clone(), partitions })
-}
-
-/// Groups by name, for lists.
-pub(super) fn sorted(listed: Vec<Listed>) -> Vec<Listed> {
-    let by_name: BTreeMap<String, Listed> =
-        listed.into_iter().map(|listed| (listed.group.clone(), listed)).collect();
-    by_name.into_values().collect()
 }

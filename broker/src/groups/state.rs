@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::engine::{Gone, Group, JoinSpec, Owned, Place};
+use super::commands::{
+    Activity, Assigned, Described, DescribedMember, DescribedPartition, Standing, Ticket, ToMember,
+};
+use super::engine::{Gone, Group, JoinSpec, Owned, Place, Topic};
 use super::offsets::{Offsets, Progress};
 use super::records::{self, Written};
-use super::shard::{
-    Activity, Assigned, Described, DescribedMember, DescribedPartition, Standing, Ticket, ToMember,
-    topic_of,
-};
 use crate::cluster::ClusterView;
 
 /// The stream of a member, if it has one.
@@ -156,11 +155,6 @@ impl GroupState {
         }
     }
 
-    /// Whether a member owns a partition at the epoch it names.
-    pub(super) fn owns(&self, member_id: &str, owned: &Owned) -> bool {
-        self.group.owns(member_id, owned)
-    }
-
     /// Turns what the engine did into records and messages.
     pub(super) fn settle(&mut self, name: &str, now: Duration, outcome: &mut Outcome) {
         let effects = self.group.take_effects();
@@ -278,6 +272,13 @@ impl GroupState {
         let is_old = self.empty_for(now) >= retention;
         self.group.members.is_empty() && (is_old || self.offsets.is_empty())
     }
+}
+
+/// A topic as groups know it.
+pub(super) fn topic_of(view: &ClusterView, name: &str) -> Option<Topic> {
+    let topic = view.topics.get(name)?;
+    let partitions = u32::try_from(topic.partitions.len()).ok()?;
+    Some(Topic { id: topic.id.clone(), partitions })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::client::Client;
@@ -108,67 +109,58 @@ impl ConsumerBuilder {
     /// Begins to read without a partition; a member of a group orders what to read as it goes.
     pub(crate) async fn subscribe_to_nothing(mut self) -> Result<Reading, ConsumeError> {
         self.settings.partitions = Some(Vec::new());
-        let Self { client, settings } = self;
-        let topic: Arc<str> = Arc::from(settings.topic.as_str());
-        let shared = client.shared.clone();
-        let deadline = shared.env.now() + shared.config.request_timeout;
-        let view = shared
-            .metadata
-            .lookup(&shared.connections, &shared.config, &settings.topic, deadline)
-            .await
-            .map_err(|refusal| ConsumeError::CannotSubscribe {
-                topic: topic.to_string(),
-                refusal: refusal.nothing_sent(),
-            })?;
-        let (items_in, items) = mpsc::unbounded_channel();
-        let (orders_in, orders) = mpsc::unbounded_channel();
+        let view = self.look_up(self.deadline()).await.map_err(|refusal| self.refused(refusal))?;
         let (placed, _) = oneshot::channel();
-        let account = Arc::new(Account::new());
-        let places = queue::Places::default();
-        let ends = Ends {
-            account: account.clone(),
-            places: places.clone(),
-            items: items_in,
-            orders,
-            placed,
-        };
-        shared.env.spawn(Driver::new(client, settings, &view, ends).run());
-        let events = Events::new(topic, items, orders_in.clone(), places.clone());
-        Ok(Reading { events, orders: orders_in, places, account })
+        Ok(self.begin(&view, placed))
     }
 
     /// Begins to read. When it returns, the topic exists and, for [`Start::Latest`] and [`Start::Timestamp`], every partition's
     /// place is fixed: an event published afterwards will be read.
     pub async fn subscribe(self) -> Result<Events, ConsumeError> {
-        let Self { client, settings } = self;
-        let topic: Arc<str> = Arc::from(settings.topic.as_str());
-        let refused = |refusal| ConsumeError::CannotSubscribe { topic: topic.to_string(), refusal };
-        let shared = client.shared.clone();
-        let deadline = shared.env.now() + shared.config.request_timeout;
-        let view = shared
-            .metadata
-            .lookup(&shared.connections, &shared.config, &settings.topic, deadline)
-            .await
-            .map_err(|refusal| refused(refusal.nothing_sent()))?;
-        check_partitions(&settings, &view).map_err(refused)?;
-        let must_be_placed = settings.must_be_placed();
-
-        let (items_in, items) = mpsc::unbounded_channel();
-        let (orders_in, orders) = mpsc::unbounded_channel();
+        let deadline = self.deadline();
+        let view = self.look_up(deadline).await.map_err(|refusal| self.refused(refusal))?;
+        check_partitions(&self.settings, &view).map_err(|refusal| self.refused(refusal))?;
+        let must_be_placed = self.settings.must_be_placed();
+        let text = "not every partition could be reached in time";
+        let late = self.refused(Refusal::local(reason::TIMEOUT, Code::DeadlineExceeded, text));
         let (placed_in, placed) = oneshot::channel();
-        let account = Arc::new(Account::new());
-        let places = queue::Places::default();
-        let ends =
-            Ends { account, places: places.clone(), items: items_in, orders, placed: placed_in };
-        let driver = Driver::new(client, settings, &view, ends);
-        shared.env.spawn(driver.run());
-        let events = Events::new(topic.clone(), items, orders_in, places);
+        let Reading { events, .. } = self.begin(&view, placed_in);
         if must_be_placed && tokio::time::timeout_at(deadline, placed).await.is_err() {
-            let text = "not every partition could be reached in time";
-            let refusal = Refusal::local(reason::TIMEOUT, Code::DeadlineExceeded, text);
-            return Err(refused(refusal));
+            return Err(late);
         }
         Ok(events)
+    }
+
+    fn deadline(&self) -> Instant {
+        let shared = &self.client.shared;
+        shared.env.now() + shared.config.request_timeout
+    }
+
+    fn refused(&self, refusal: Refusal) -> ConsumeError {
+        ConsumeError::CannotSubscribe { topic: self.settings.topic.clone(), refusal }
+    }
+
+    async fn look_up(&self, deadline: Instant) -> Result<Arc<TopicView>, Refusal> {
+        let shared = &self.client.shared;
+        let (connections, config) = (&shared.connections, &shared.config);
+        let found = shared.metadata.lookup(connections, config, &self.settings.topic, deadline);
+        found.await.map_err(Refusal::nothing_sent)
+    }
+
+    /// Starts the driver; `placed` hears when every partition's place is fixed.
+    fn begin(self, view: &TopicView, placed: oneshot::Sender<()>) -> Reading {
+        let Self { client, settings } = self;
+        let topic = Arc::from(settings.topic.as_str());
+        let shared = client.shared.clone();
+        let (items_in, items) = mpsc::unbounded_channel();
+        let (orders_in, orders) = mpsc::unbounded_channel();
+        let account = Arc::new(Account::new());
+        let places = queue::Places::default();
+        let (account_in, places_in) = (account.clone(), places.clone());
+        let ends = Ends { account: account_in, places: places_in, items: items_in, orders, placed };
+        shared.env.spawn(Driver::new(client, settings, view, ends).run());
+        let events = Events::new(topic, items, orders_in.clone(), places.clone());
+        Reading { events, orders: orders_in, places, account }
     }
 }
 

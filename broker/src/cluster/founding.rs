@@ -7,64 +7,27 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use highwater_proto::internal::{
     ConfirmFoundingRequest, Founding, FoundingMember, GetFoundingStateRequest,
     GetFoundingStateResponse, PromiseFoundingRequest,
 };
-use highwater_storage::{Disk, StorageError, read_small_file, write_small_file};
-use parking_lot::Mutex;
-use prost::Message;
-use std::path::PathBuf;
 
+use super::held::Held;
 use super::peer::PeerCalls;
 use crate::error::BrokerError;
 
 /// The highest feature level that this software understands. A cluster starts at its founders' lowest.
 pub const FEATURE_LEVEL: u32 = 1;
 
-const MAGIC: [u8; 8] = *b"HWFOUNDG";
-const VERSION: u32 = 1;
-
-/// The promise file of a node.
-pub(crate) struct Promises {
-    disk: Arc<dyn Disk>,
-    path: PathBuf,
-    held: Mutex<Option<Founding>>,
-}
-
-impl Promises {
-    pub(crate) fn open(disk: Arc<dyn Disk>, path: PathBuf) -> Result<Self, StorageError> {
-        let held = match read_small_file(&*disk, &path, MAGIC, VERSION)? {
-            None => None,
-            Some((_, body)) => Some(Founding::decode(Bytes::clone(&body)).map_err(|error| {
-                let detail = format!("its content does not decode: {error}");
-                StorageError::Corrupt { path: path.clone(), index: 0, detail }
-            })?),
-        };
-        Ok(Self { disk, path, held: Mutex::new(held) })
-    }
-
-    pub(crate) fn held(&self) -> Option<Founding> {
-        self.held.lock().clone()
-    }
-
-    /// Durable when it returns. Replaces an older promise: only the first seed asks for promises, and it asks for another one
-    /// only after every seed has said that it belongs to no cluster.
-    pub(crate) fn hold(&self, founding: Founding) -> Result<(), StorageError> {
-        let mut held = self.held.lock();
-        if held.as_ref() != Some(&founding) {
-            write_small_file(&*self.disk, &self.path, MAGIC, VERSION, &founding.encode_to_vec())?;
-            *held = Some(founding);
-        }
-        Ok(())
-    }
-}
+/// Of the promise file.
+pub(super) const MAGIC: [u8; 8] = *b"HWFOUNDG";
 
 /// What a node is before it belongs to a cluster.
 pub(crate) struct Founder {
     pub(crate) calls: Arc<dyn PeerCalls>,
-    pub(crate) promises: Arc<Promises>,
+    /// A later one replaces an older: only the first seed asks for promises, and it asks for another one only after every seed has
+    /// said that it belongs to no cluster.
+    pub(crate) promises: Held<Founding>,
     pub(crate) seeds: Vec<String>,
     pub(crate) own: FoundingMember,
 }

@@ -4,71 +4,47 @@
 //! identity, then its replica of the metadata group, which begins empty and gets everything by snapshot. Never: decides who may
 //! join; the metadata group does.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use highwater_proto::internal::metadata_command::Command;
 use highwater_proto::internal::{
     JoinClusterRequest, JoinClusterResponse, JoinNode, MetadataImage, NodeImage,
 };
-use highwater_storage::{Disk, StorageError, read_small_file, write_small_file};
-use parking_lot::Mutex;
+use highwater_storage::{Disk, StorageError};
 use prost::Message;
 
 use super::commands::command;
+use super::held::Held;
 use super::node::Node;
 use super::{METADATA_GROUP, NodeId};
 use crate::error::BrokerError;
 use crate::replica::{NewReplica, PartitionSettings};
 
 const MAGIC: [u8; 8] = *b"HWJOINED";
-const VERSION: u32 = 1;
 const FILE_NAME: &str = "joined";
 /// Pause between two looks at whether the metadata group's leader still speaks to this node.
 const ISOLATION_PAUSE: Duration = Duration::from_secs(2);
 
 /// What a node was told when it joined; none on a founding node.
-pub(super) struct Joined {
-    disk: Arc<dyn Disk>,
-    path: PathBuf,
-    held: Mutex<Option<JoinClusterResponse>>,
-}
+pub(super) struct Joined(Held<JoinClusterResponse>);
 
 impl Joined {
-    pub(super) fn open(disk: Arc<dyn Disk>, data_dir: PathBuf) -> Result<Self, StorageError> {
-        let path = data_dir.join(FILE_NAME);
-        let held = match read_small_file(&*disk, &path, MAGIC, VERSION)? {
-            None => None,
-            Some((_, body)) => {
-                Some(JoinClusterResponse::decode(Bytes::clone(&body)).map_err(|error| {
-                    let detail = format!("its content does not decode: {error}");
-                    StorageError::Corrupt { path: path.clone(), index: 0, detail }
-                })?)
-            }
-        };
-        Ok(Self { disk, path, held: Mutex::new(held) })
-    }
-
-    /// Durable when it returns.
-    fn hold(&self, joined: JoinClusterResponse) -> Result<(), StorageError> {
-        let mut held = self.held.lock();
-        write_small_file(&*self.disk, &self.path, MAGIC, VERSION, &joined.encode_to_vec())?;
-        *held = Some(joined);
-        Ok(())
+    pub(super) fn open(disk: Arc<dyn Disk>, data_dir: &Path) -> Result<Self, StorageError> {
+        Held::open(disk, data_dir.join(FILE_NAME), MAGIC).map(Self)
     }
 
     /// The nodes there were when this one joined.
     pub(super) fn nodes(&self) -> Vec<NodeImage> {
-        self.held.lock().as_ref().map(|joined| joined.nodes.clone()).unwrap_or_default()
+        self.0.held().unwrap_or_default().nodes
     }
 
     /// The replica of the metadata group that a node which joined begins with: without members, so that it needs a snapshot, and
     /// with the nodes there were, so that it lets them in.
     pub(super) fn metadata_replica(&self) -> Option<NewReplica> {
-        let joined = self.held.lock().clone()?;
+        let joined = self.0.held()?;
         let image = MetadataImage {
             cluster_id: joined.cluster_id,
             feature_level: joined.feature_level,
@@ -114,7 +90,7 @@ impl Node {
 
     fn become_joined(&self, joined: JoinClusterResponse) -> Result<(), StorageError> {
         let (cluster_id, node_id) = (joined.cluster_id.clone(), joined.node_id);
-        self.inner.joined.hold(joined)?;
+        self.inner.joined.0.hold(joined)?;
         self.take_id(node_id);
         {
             let mut identity = self.inner.identity.lock();

@@ -18,7 +18,8 @@ use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::founding::{Founder, Promises, Round};
+use super::founding::{self, Founder, Round};
+use super::held::Held;
 use super::joining::Joined;
 use super::leadership::Leadership;
 use super::metadata::{Metadata, MetadataMachine, too_old_message};
@@ -86,13 +87,12 @@ impl Node {
             rack: config.rack.clone(),
             feature_level: deps.feature_level,
         };
-        let joined =
-            Joined::open(Arc::clone(&deps.disk), config.data_dir.clone()).map_err(failed)?;
-        let promises = Promises::open(Arc::clone(&deps.disk), config.data_dir.join("founding"))
-            .map_err(failed)?;
+        let joined = Joined::open(Arc::clone(&deps.disk), &config.data_dir).map_err(failed)?;
+        let promises = config.data_dir.join("founding");
+        let promises = Held::open(Arc::clone(&deps.disk), promises, founding::MAGIC);
         let founder = Founder {
             calls: Arc::clone(&deps.calls),
-            promises: Arc::new(promises),
+            promises: promises.map_err(failed)?,
             seeds: config.seeds.clone(),
             own,
         };

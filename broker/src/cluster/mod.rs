@@ -7,6 +7,7 @@ mod balance;
 mod commands;
 mod events;
 mod founding;
+mod held;
 mod joining;
 mod leadership;
 mod lifecycle;

@@ -5,10 +5,6 @@
 
 use std::time::Duration;
 
-use highwater_proto::internal::ReassignPartition;
-use highwater_proto::internal::metadata_command::Command;
-
-use super::commands::command;
 use super::node::Node;
 use super::placement::{self, Loads};
 use super::{GroupId, NodeId};
@@ -67,18 +63,8 @@ impl Node {
         let plan = self.off_thread(move || placement::even_out(&nodes, loads, partitions)).await;
         let mut started = 0;
         for one in plan.iter().take(if execute { STARTED_MAX } else { 0 }) {
-            let reassign = ReassignPartition {
-                group_id: one.partition.group,
-                node_ids: one.to.clone(),
-                replace_node_ids: Vec::new(),
-                reassignments: one.partition.reassignments,
-            };
-            match self.propose_metadata(command(Command::ReassignPartition(reassign))).await {
-                Ok(_) => started += 1,
-                // Somebody moved it, or deleted its topic, meanwhile.
-                Err(BrokerError::InvalidArgument { .. }) => {}
-                Err(error) => return Err(error),
-            }
+            let Place { group, reassignments, .. } = one.partition;
+            started += usize::from(self.send_to(group, reassignments, one.to.clone()).await?);
         }
         let shown = plan.into_iter().map(|one| PlannedMove {
             topic: one.partition.topic,

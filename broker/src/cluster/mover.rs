@@ -160,4 +160,20 @@ impl Node {
         };
         self.propose_metadata(command(Command::ReassignPartition(reassign))).await.map(drop)
     }
+
+    /// Has a partition go to other nodes; false if it was moved or deleted since it was looked at.
+    pub(super) async fn send_to(
+        &self,
+        group_id: GroupId,
+        reassignments: u64,
+        node_ids: Vec<NodeId>,
+    ) -> Result<bool, BrokerError> {
+        let replace_node_ids = Vec::new();
+        let reassign = ReassignPartition { group_id, node_ids, replace_node_ids, reassignments };
+        match self.propose_metadata(command(Command::ReassignPartition(reassign))).await {
+            Ok(_) => Ok(true),
+            Err(BrokerError::InvalidArgument { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }

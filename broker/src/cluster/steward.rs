@@ -7,9 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use highwater_proto::internal::metadata_command::Command;
-use highwater_proto::internal::{
-    AdmitNode, DrainNode, RaiseFeatureLevel, ReassignPartition, RetireNode,
-};
+use highwater_proto::internal::{AdmitNode, DrainNode, RaiseFeatureLevel, RetireNode};
 
 use super::commands::command;
 use super::metadata::{Metadata, MetadataTarget};
@@ -105,17 +103,8 @@ impl Node {
             let Some(node_ids) = placement::without_strangers(&nodes, &mut loads, &holders) else {
                 continue;
             };
-            let reassign = ReassignPartition {
-                group_id: partition.group,
-                node_ids,
-                replace_node_ids: Vec::new(),
-                reassignments: partition.reassignments,
-            };
-            match self.propose_metadata(command(Command::ReassignPartition(reassign))).await {
-                // Somebody was faster; the next look sees what they did.
-                Ok(_) | Err(BrokerError::InvalidArgument { .. }) => {}
-                Err(error) => return Err(error),
-            }
+            // If somebody was faster, the next look sees what they did.
+            self.send_to(partition.group, partition.reassignments, node_ids).await?;
         }
         Ok(())
     }

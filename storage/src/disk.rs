@@ -15,6 +15,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use journaled::fuzzing::append_journal;
 pub use journaled::{JournaledDisk, Unsynced};
 pub use real::RealDisk;
 pub use sim::{SimDisk, SimOp};

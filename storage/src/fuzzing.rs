@@ -3,6 +3,7 @@
 //! Every function takes any bytes, and panics if they make this crate do what it must not. Not part of the
 //! public API: compiled for tests and with the feature `fuzzing` only.
 
+pub use crate::disk::append_journal;
 pub use crate::hard_state::fuzzing::hard_state;
 pub use crate::log::fuzzing::{frame_decode, index_load, segment_recovery};
 
@@ -76,6 +77,11 @@ mod tests {
     #[test]
     fn the_kept_inputs_of_index_load_pass() {
         replay("index_load", super::index_load);
+    }
+
+    #[test]
+    fn the_kept_inputs_of_append_journal_pass() {
+        replay("append_journal", super::append_journal);
     }
 
     #[test]

@@ -132,9 +132,8 @@ impl Log {
         Ok(Self::assemble(disk, dir, options, identity, active, next_sequence + 1, state))
     }
 
-    /// Opens the log in `dir`. First makes durable whatever the operating system still holds, then checks:
-    /// a torn tail is cut (the report says where), anything else that is wrong is `Corrupt`, and nothing is
-    /// changed. `durable_floor` is an index that other evidence shows to have been durable (0 for none):
+    /// Opens the log in `dir`. A torn tail is cut (the report says where), anything else that is wrong is `Corrupt`, and nothing is
+    /// changed. What is whole, and nothing shows to be durable, is written again and synced: all of the log is durable. `durable_floor` is an index that other evidence shows to have been durable (0 for none):
     /// a log that ends below it is corrupt, and payloads up to it are not read again here.
     /// `NotFound` if there is no log.
     pub fn open(
@@ -146,7 +145,7 @@ impl Log {
         recovery::open(disk, dir, options, durable_floor, false)
     }
 
-    /// As `open`, without a sync of its own where `settled` covers `dir`: the way to open thousands of logs.
+    /// As `open`, without a sync of names where `settled` covers `dir`: the way to open thousands of logs.
     pub fn open_settled(
         disk: Arc<dyn Disk>,
         dir: &Path,

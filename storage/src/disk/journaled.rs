@@ -13,6 +13,8 @@
 //! - After a sync that failed, whoever asked for it, no half is begun again: the kernel reports a failed write once and
 //!   then takes the page for clean, so that the bytes may be in the journal only. They are put back at the next start.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod record;
 #[cfg(test)]
 mod tests;

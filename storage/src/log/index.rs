@@ -156,6 +156,8 @@ pub(super) fn take_scan(words: &mut &[u64], header: &SegmentHeader) -> Option<(S
     scan.info.last_append_time_ms = fixed[6].cast_signed();
     scan.info.max_timestamp_ms = fixed[7].cast_signed();
     scan.last_term = fixed[8];
+    // It is written once all of the segment is durable.
+    scan.claim = scan.info.end_index.saturating_sub(1);
     scan.epochs = epochs
         .chunks_exact(3)
         .map(|words| Epoch { term: words[0], first_index: words[1], base_offset: words[2] })

@@ -7,6 +7,7 @@
 //! Knows nothing of appending; runs before there is a writer or a reader.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::frame::{
     segment_identity,
 };
 use super::index;
-use super::segment::{self, Scan, Segment, parse_file_name};
+use super::segment::{self, Cursor, Scan, Segment, parse_file_name};
 use super::spare::is_spare;
 use super::state::State;
 use super::summary::{self, Sealed};
@@ -24,6 +25,9 @@ use super::{Active, Log, START_FILE, START_MAGIC, START_VERSION};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{IoContext, StorageError};
 use crate::small_file::read_small_file;
+
+/// So much of a tail is written again at a time.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// Makes room for a new log in `dir` and returns the sequence of its first segment.
 pub(super) fn prepare_creation(disk: &dyn Disk, dir: &Path) -> Result<u64, StorageError> {
@@ -75,13 +79,13 @@ pub(super) fn open(
         dir,
         options: &options,
         durable_floor,
-        settled,
         report: RecoveryReport::default(),
         whole: Vec::new(),
         rebuilt: Vec::new(),
         summarized: 0,
     };
     let broken = recovery.check_all(&found.candidates)?;
+    recovery.write_tail_again()?;
     let last_index = recovery.end().first_index - 1;
     if last_index < durable_floor {
         let detail = format!("the log ends at {last_index}, but {durable_floor} had been durable");
@@ -259,6 +263,24 @@ struct Whole<'a> {
     scan: Scan,
 }
 
+impl Whole<'_> {
+    /// Where the entries after `index` begin; at the segment's header, which is no more durable than its first entry.
+    fn position_after(&self, file: &Arc<dyn DiskFile>, index: u64) -> io::Result<u64> {
+        if index < self.header.start.first_index {
+            return Ok(0);
+        }
+        let from = self.scan.points.before_index(index).unwrap_or(SEGMENT_HEADER_BYTES as u64);
+        let end = self.scan.info.bytes;
+        let mut cursor = Cursor::new(Arc::clone(file), self.header.identity(), from, end);
+        while let Some(found) = cursor.next()? {
+            if found.header.meta.index > index {
+                return Ok(found.position);
+            }
+        }
+        Ok(end)
+    }
+}
+
 /// Where the whole part of the log ends, if not at the end of its last segment.
 #[derive(Clone, Copy)]
 struct Broken {
@@ -270,8 +292,6 @@ struct Recovery<'a> {
     dir: &'a Path,
     options: &'a LogOptions,
     durable_floor: u64,
-    /// What is on disk is all there is: nothing is left to sync.
-    settled: bool,
     report: RecoveryReport,
     whole: Vec<Whole<'a>>,
     /// Positions in `whole` of the segments that need an index file.
@@ -367,10 +387,6 @@ impl<'a> Recovery<'a> {
             }
             return Ok(None);
         }
-        // What the page cache holds and the disk does not must not be taken for durable.
-        if !self.settled {
-            file.sync().io_context("sync", &candidate.path)?;
-        }
         let scan = self.scan(&file, candidate, &header, limit)?;
         let (end_index, end_position) = (scan.info.end_index, scan.info.bytes);
         self.report.frames_checked += scan.frames;
@@ -409,6 +425,28 @@ impl<'a> Recovery<'a> {
         let interval = self.options.index_interval_bytes;
         segment::scan(file, header, file.len(), limit, verify_from, interval)
             .io_context("read", &candidate.path)
+    }
+
+    /// Makes durable what nothing shows to be. A sync is not enough for that: after one that failed, pages that are in memory
+    /// only count as clean, also for the process that was started next.
+    fn write_tail_again(&self) -> Result<(), StorageError> {
+        let claims =
+            self.whole.iter().map(|whole| whole.scan.claim.max(whole.header.durable_index));
+        let durable = claims.fold(self.durable_floor, u64::max);
+        for whole in self.whole.iter().filter(|whole| whole.scan.info.end_index > durable + 1) {
+            let path = &whole.candidate.path;
+            let file = whole.candidate.file(self.disk)?;
+            let mut position = whole.position_after(&file, durable).io_context("read", path)?;
+            while position < whole.scan.info.bytes {
+                let len = (whole.scan.info.bytes - position).min(COPY_BYTES);
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                let bytes = file.read(position, len).io_context("read", path)?;
+                file.write_at(position, &[&bytes]).io_context("write", path)?;
+                position += bytes.len() as u64;
+            }
+            file.sync().io_context("sync", path)?;
+        }
+        Ok(())
     }
 
     /// There is no whole entry `index`. Corruption if anything shows that there had been one.

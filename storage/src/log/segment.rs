@@ -325,6 +325,8 @@ pub(super) struct Scan {
     pub(super) epochs: Vec<Epoch>,
     pub(super) points: Points,
     pub(super) frames: u64,
+    /// The greatest durable index that any of these frames claims, or the index file that speaks for them; 0 if none does.
+    pub(super) claim: u64,
     /// Append time of the first entry, if its frame was looked at.
     pub(super) first_append_time_ms: Option<i64>,
 }
@@ -347,6 +349,7 @@ impl Scan {
             epochs: Vec::new(),
             points: Points::default(),
             frames: 0,
+            claim: 0,
             first_append_time_ms: None,
         }
     }
@@ -380,6 +383,7 @@ impl Scan {
             self.info.max_timestamp_ms = self.info.max_timestamp_ms.max(meta.max_timestamp_ms);
         }
         self.frames += 1;
+        self.claim = self.claim.max(found.header.durable_index);
         true
     }
 

@@ -41,8 +41,8 @@ impl SyncPoint {
     }
 }
 
-/// Proof that everything below a directory was made durable at once, and by whom it may be relied on: nobody
-/// may have written there since.
+/// Proof that all names below a directory were made durable at once, and by whom it may be relied on: nobody
+/// may have written there since. Of bytes that an earlier process wrote it proves nothing: a sync of its own may have failed.
 #[derive(Debug)]
 pub struct Settled {
     root: Option<PathBuf>,

@@ -33,6 +33,8 @@ enum Step {
     FullDisk,
     FailAppend(SimOp),
     FailRoll(SimOp),
+    /// A sync fails; the next process finds what the page cache holds.
+    FailSync,
     /// A truncation fails; then it is repeated, or the power goes.
     FailTruncate {
         op: SimOp,
@@ -71,6 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::FullDisk),
         1 => op().prop_map(Step::FailAppend),
         1 => op().prop_map(Step::FailRoll),
+        1 => Just(Step::FailSync),
         1 => (op(), 1_u64..8, any::<bool>())
             .prop_map(|(op, count, crash)| Step::FailTruncate { op, count, crash }),
     ]
@@ -345,6 +348,14 @@ fn run(seed: u64, steps: Vec<Step>, journaled: bool) {
                     log = restart(log, &sim, &mut disk, &mut companion, (true, model.durable));
                     model.settle(&log);
                 }
+            }
+            Step::FailSync => {
+                sim.fail_next(SimOp::Sync, std::io::ErrorKind::Other);
+                let _ = log.sync_point().sync();
+                sim.clear_failures();
+                let how = (false, model.durable);
+                log = restart(log, &sim, &mut disk, &mut companion, how);
+                model.settle(&log);
             }
             Step::FailTruncate { op, count, crash } => {
                 let from = model.cut_point(count);

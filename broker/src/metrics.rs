@@ -147,6 +147,7 @@ pub struct Metrics {
     compaction_dropped_records: Counter,
     repairs: Family<OutcomeLabels, Counter>,
     repair_entries: Counter,
+    replicas_asleep: Gauge,
     elections_started: Counter,
     leader_changes: Counter,
     raft_messages_sent: Counter,
@@ -202,6 +203,7 @@ impl Metrics {
             repairs: Family::default(),
             repair_entries: Counter::default(),
             append_entries: Counter::default(),
+            replicas_asleep: Gauge::default(),
             elections_started: Counter::default(),
             leader_changes: Counter::default(),
             raft_messages_sent: Counter::default(),
@@ -285,6 +287,11 @@ impl Metrics {
             "repair_entries",
             "Entries fetched from other replicas for repairs",
             self.repair_entries.clone(),
+        );
+        registry.register(
+            "replicas_asleep",
+            "Replicas in whose group nothing happens: they neither tick nor send heartbeats",
+            self.replicas_asleep.clone(),
         );
         registry.register(
             "elections_started",
@@ -435,6 +442,11 @@ impl Metrics {
         let outcome = if is_whole { "repaired" } else { "failed" };
         self.repairs.get_or_create(&OutcomeLabels { outcome }).inc();
         self.repair_entries.inc_by(entries);
+    }
+
+    /// So many replicas sleep now.
+    pub fn replicas_asleep(&self, now: usize) {
+        self.replicas_asleep.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 
     /// Replicas on this node started elections.

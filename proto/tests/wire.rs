@@ -231,6 +231,7 @@ fn batch() -> PeerBatch {
         messages: vec![GroupMessage { group_id: 5, message: Some(message), wants_appended: true }],
         appended: vec![appended],
         leaders: vec![LeaderStatus { group_id: 5, term: 4 }],
+        ..PeerBatch::default()
     }
 }
 

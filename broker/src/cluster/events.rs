@@ -113,9 +113,7 @@ impl PeerEvents for Node {
         for leader in &batch.leaders {
             self.inner.leadership.learn(leader.group_id, from, leader.term);
         }
-        if !batch.messages.is_empty() || !batch.appended.is_empty() {
-            self.inner.engine.deliver(from, batch);
-        }
+        self.inner.engine.deliver(from, batch);
     }
 
     fn unreachable(&self, node: NodeId) {

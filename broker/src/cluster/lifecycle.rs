@@ -35,10 +35,8 @@ use crate::replica::{
 
 /// Pause between two rounds of founding.
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
-/// Pause between two signs of life to every peer.
-const PING_PAUSE: Duration = Duration::from_millis(200);
-/// Pings after which own leaderships are told again, in case a message was lost.
-const PINGS_PER_LEADERS: u32 = 10;
+/// Pause after which own leaderships are told again, in case a message was lost.
+const LEADERS_PAUSE: Duration = Duration::from_secs(2);
 /// Pause between two looks at whether leaderships have moved, while stopping.
 const STOP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -470,20 +468,33 @@ impl Node {
         }
     }
 
-    /// Lets every peer know that this node is alive, groups or no groups.
+    /// Lets every peer know that this node is alive, for its groups that sleep and so do not say it themselves.
     async fn ping_loop(self) {
-        let mut pings = 0u32;
+        let config = &self.inner.config;
+        let pause = Duration::from_millis(config.tick_ms) * config.heartbeat_ticks;
+        // A thread that is busy for a while is alive; one that stands still for half an election timeout may not be.
+        let stalled_pings_max = config.election_ticks / config.heartbeat_ticks / 2;
+        let (mut ticks, mut stalled_pings) = (self.inner.engine.ticks(), 0);
+        let mut since_leaders = Duration::ZERO;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(PING_PAUSE) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.inner.cancel.cancelled() => return,
             }
-            pings = pings.wrapping_add(1);
-            let leaders = match pings.is_multiple_of(PINGS_PER_LEADERS) {
-                true => self.inner.leadership.own(),
-                false => Vec::new(),
-            };
-            self.to_all_peers(&PeerBatch { leaders, ..PeerBatch::default() });
+            // The groups are as alive as the thread that drives them.
+            let ticks_before = std::mem::replace(&mut ticks, self.inner.engine.ticks());
+            let moves = ticks.iter().zip(&ticks_before).all(|(now, before)| now != before);
+            stalled_pings = if moves { 0 } else { stalled_pings + 1 };
+            let is_alive = stalled_pings <= stalled_pings_max;
+            let boots = self.inner.identity.lock().boot_counter;
+            let beat = if is_alive { boots } else { 0 };
+            since_leaders += pause;
+            let mut leaders = Vec::new();
+            if since_leaders >= LEADERS_PAUSE {
+                since_leaders = Duration::ZERO;
+                leaders = self.inner.leadership.own();
+            }
+            self.to_all_peers(&PeerBatch { leaders, beat, ..PeerBatch::default() });
         }
     }
 

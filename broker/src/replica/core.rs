@@ -4,7 +4,7 @@
 //! offsets a batch gets, who is told what. Synchronous: messages, ticks and proposals go in, [`Effects`] come out. Never: a
 //! clock, a socket, a thread or an await; it runs in a plain `#[test]` and in the simulator.
 //!
-//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/open.rs` creates and recovers; this file is what drivers call.
+//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/quiesce.rs` lets groups sleep; `core/open.rs` creates and recovers; this file is what drivers call.
 
 #[cfg(test)]
 mod full_disk_tests;
@@ -15,6 +15,7 @@ mod members;
 mod members_tests;
 mod open;
 mod propose;
+mod quiesce;
 mod ready;
 mod rebuild;
 #[cfg(test)]
@@ -23,12 +24,14 @@ mod reopen_tests;
 mod test_access;
 mod waiters;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_proto::batch::BatchHeader;
-use highwater_proto::internal::{AppendedAck, MembersChange, ReplicaCheckpoint, ReplicaState};
+use highwater_proto::internal::{
+    AppendedAck, MembersChange, Quiesce, ReplicaCheckpoint, ReplicaState,
+};
 use highwater_proto::v1::Acks;
 use highwater_storage::{
     Compacted, CompactedManifest, DiskReserve, HardState, Log, LogStart, StagedCompaction,
@@ -40,9 +43,11 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 pub(crate) use open::{Birth, CoreConfig, OpenError};
+pub(crate) use quiesce::Alarm;
 pub(crate) use waiters::Answer;
 pub use waiters::Appended;
 
+use self::quiesce::Quiescence;
 use self::ready::RoomFor;
 use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
@@ -110,6 +115,8 @@ pub(crate) struct Effects {
     pub(crate) messages: Vec<Outbound>,
     /// To send now: appended, not yet synced.
     pub(crate) appended: Vec<AppendedAck>,
+    /// To send now: about sleeping.
+    pub(crate) quiesces: Vec<Quiesce>,
     /// To tell publishers.
     pub(crate) answers: Vec<(u64, Result<Answer, BrokerError>)>,
     /// Bytes and entries appended, for the figures.
@@ -234,10 +241,11 @@ pub(crate) struct Core {
     /// The applied index that the file `replica` holds.
     stored_applied: u64,
     broken: Option<Quarantine>,
-    /// Nodes of replicas that are newer than what is known here and have written.
+    /// Nodes of replicas that are no members as far as is known here, and have written.
     strangers: BTreeMap<u64, u64>,
     /// Nobody has asked for the members since they changed.
     members_changed: bool,
+    quiescence: Quiescence,
 }
 
 impl Core {
@@ -249,17 +257,22 @@ impl Core {
         self.settle(effects);
     }
 
-    /// Lets a tick's worth of time pass.
-    pub(crate) fn tick(&mut self, effects: &mut Effects) {
-        if self.broken.is_some() {
+    /// Lets a tick's worth of time pass. `live` are the other nodes that are heard from.
+    pub(crate) fn tick(&mut self, live: &BTreeSet<u64>, effects: &mut Effects) {
+        if self.broken.is_some() || self.is_asleep() {
+            return;
+        }
+        if self.tick_towards_sleep(live, effects) {
             return;
         }
         self.ticks += 1;
         if self.ticks.is_multiple_of(self.election_ticks as u64) {
             self.committed_before = [self.committed_before[1], self.committed];
         }
-        self.raw.tick();
-        self.campaign_at_birth();
+        if !self.must_not_campaign() {
+            self.raw.tick();
+            self.campaign_at_birth();
+        }
         self.settle(effects);
     }
 
@@ -277,8 +290,18 @@ impl Core {
         }
     }
 
+    /// A replica that is the only voter wins as soon as it stands for election, and the crate panics if it wins with entries that
+    /// are not durable yet: it waits for its disk. Others wait by themselves, for votes that leave after a sync.
+    fn must_not_campaign(&self) -> bool {
+        let raft = &self.raw.raft;
+        let members = &self.raw.store().members;
+        let wins_alone = members.voters == [self.replica] && members.voters_outgoing.is_empty();
+        let lags = raft.raft_log.persisted < raft.raft_log.last_index();
+        wins_alone && lags && raft.state != StateRole::Leader
+    }
+
     fn campaign(&mut self) {
-        if !self.raw.raft.promotable() {
+        if !self.raw.raft.promotable() || self.must_not_campaign() {
             // One that knows no members yet would be elected by nobody at all.
             return;
         }
@@ -342,6 +365,10 @@ impl Core {
             self.settle(effects);
             return Err(why);
         }
+        if message.get_msg_type() != MessageType::MsgHeartbeatResponse {
+            // That may be of a heartbeat before the group fell asleep.
+            self.wake(effects);
+        }
         let appends = message.get_msg_type() == MessageType::MsgAppend;
         if appends && !message.entries.is_empty() {
             // A full disk is found out here, where the message can still be dropped: the leader sends it again.
@@ -383,6 +410,9 @@ impl Core {
         self.check_sender(message)?;
         let current = message.term >= self.raw.raft.term;
         match message.get_msg_type() {
+            MessageType::MsgTimeoutNow if self.must_not_campaign() => {
+                Err("the only voter stands for election once its log is durable".into())
+            }
             MessageType::MsgHeartbeat if current && message.commit > last_index => {
                 let why = format!(
                     "the leader says entry {} was committed here, but the log ends at {last_index}",
@@ -469,9 +499,10 @@ impl Core {
 
     /// The connection to `node` broke. If this replica's leader is there it is most likely gone: the election timeout ends
     /// within a few ticks, unless the leader is heard from before. Others see the same, so that a majority agrees to an election.
-    pub(crate) fn leader_lost(&mut self, node: u64) {
+    pub(crate) fn leader_lost(&mut self, node: u64, effects: &mut Effects) {
         let follows = self.raw.raft.state == StateRole::Follower && self.broken.is_none();
         if follows && self.leader_node() == Some(node) {
+            self.wake(effects);
             // Not all at once: whoever is first should win.
             let ticks_max = LOST_LEADER_TICKS_MAX.min(self.election_ticks - 1);
             self.timeout_ticks = self.election_ticks + self.random.random_range(1..=ticks_max);
@@ -491,6 +522,7 @@ impl Core {
             return None;
         }
         let own = self.replica;
+        self.wake(effects);
         let members = &self.raw.store().members;
         let best = self
             .raw
@@ -512,6 +544,7 @@ impl Core {
 
     /// Answers everyone who still waits: the replica is about to go.
     pub(crate) fn abandon(&mut self, effects: &mut Effects) {
+        self.wake_others(effects);
         self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
             why: "the replica was removed; was its topic deleted?",
         });
@@ -542,6 +575,7 @@ impl Core {
         self.handle_ready(effects);
         self.follow_role(effects);
         if self.broken.is_some() {
+            self.wake_others(effects);
             // What they wait for is in the log, and may well be committed by the next leader.
             self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
                 why: "the replica was quarantined before the batch was committed",

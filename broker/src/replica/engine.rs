@@ -2,7 +2,7 @@
 //!
 //! Owns: the workers, the syncers and the hard-state journal of one node. Never: topics' names or addresses of nodes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -22,9 +22,10 @@ use super::births;
 use super::checkpoint::SmallFiles;
 use super::compactor::{self, CompactorConfig};
 use super::convert;
-use super::core::{Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
+use super::core::{Alarm, Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
 use super::handle::{PartitionHandle, Shared};
 use super::inbox::{Inbox, Input};
+use super::pulses::{Pulses, Watch};
 use super::scrubber;
 use super::syncer::{SyncQueue, Syncer};
 use super::worker::{Replica, Worker};
@@ -34,6 +35,8 @@ use crate::metrics::Metrics;
 /// Sealed segments that a node keeps open. Each takes a descriptor and a mapping, of which a process has some ten thousand,
 /// and every partition needs one of both for the segment it writes to.
 const OPEN_SEALED_MAX: usize = 1024;
+/// A group sleeps after so many election timeouts in which nothing happened.
+const QUIET_TIMEOUTS: u32 = 4;
 /// How long the thread that settles the journal of appends takes to notice that the node stops.
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -191,6 +194,8 @@ impl From<OpenError> for ReplicaError {
 
 struct WorkerThread {
     inbox: Arc<Inbox>,
+    /// How often it has ticked.
+    ticks: Arc<AtomicU64>,
     sync_queue: Arc<SyncQueue>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
@@ -202,6 +207,7 @@ pub(super) struct Inner {
     workers: Vec<WorkerThread>,
     pub(super) journal: Arc<Mutex<HardStateJournal>>,
     replicas: RwLock<HashMap<u64, PartitionHandle>>,
+    pulses: Arc<Pulses>,
     spares: SparePool,
     open_sealed: OpenSealed,
     logger: slog::Logger,
@@ -230,9 +236,10 @@ impl Engine {
         births::remove_unfinished(&*config.disk, &config.dir.join("groups"))?;
         let (journal, _) = HardStateJournal::open(Arc::clone(&config.disk), &config.dir)?;
         let journal = Arc::new(Mutex::new(journal));
+        let pulses = Arc::new(Pulses::default());
         let mut workers = Vec::new();
         for number in 0..config.workers.max(1) {
-            workers.push(start_worker(&config, &journal, number)?);
+            workers.push(start_worker(&config, &journal, &pulses, number)?);
         }
         let inner = Inner {
             spares: SparePool::new(config.spare_bytes),
@@ -242,6 +249,7 @@ impl Engine {
             workers,
             journal,
             replicas: RwLock::default(),
+            pulses,
             logger: super::logging::logger(),
             appends,
             scrubber: Background::default(),
@@ -395,6 +403,7 @@ impl Engine {
             settled: None,
             heartbeat_ticks: config.heartbeat_ticks,
             election_ticks: config.election_ticks,
+            quiet_ticks: QUIET_TIMEOUTS * config.election_ticks,
             // Different for each group and node, the same for each run of a test.
             seed: config.seed ^ group.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.node(),
             machine,
@@ -426,6 +435,7 @@ impl Engine {
             effects: Effects::default(),
             proposals: Vec::new(),
             dirty: false,
+            alarm: Alarm::default(),
             pulling: false,
             elections_counted: 0,
         };
@@ -490,6 +500,7 @@ impl Engine {
 
     /// Takes what the replicas of a peer sent. Malformed messages are dropped and logged.
     pub fn deliver(&self, node: u64, batch: PeerBatch) {
+        self.inner.pulses.heard(node, batch.beat);
         let mut by_worker: Vec<Vec<Input>> =
             self.inner.workers.iter().map(|_| Vec::new()).collect();
         let workers = by_worker.len() as u64;
@@ -512,10 +523,21 @@ impl Engine {
         for ack in batch.appended {
             by_worker[slot(ack.group_id)].push(Input::PeerAppended { node, ack });
         }
+        for heard in batch.quiesces {
+            by_worker[slot(heard.group_id)].push(Input::Quiesce { node, heard });
+        }
         for (worker, inputs) in self.inner.workers.iter().zip(by_worker) {
+            if inputs.is_empty() {
+                continue;
+            }
             let dropped = worker.inbox.push_messages(inputs);
             self.inner.config.metrics.raft_messages_dropped(dropped as u64);
         }
+    }
+
+    /// How often each thread that drives replicas has ticked: one that does not any more does not keep its groups alive either.
+    pub fn ticks(&self) -> Vec<u64> {
+        self.inner.workers.iter().map(|worker| worker.ticks.load(Ordering::Relaxed)).collect()
     }
 
     /// Nothing sent to this node arrives.
@@ -590,10 +612,12 @@ fn open_append_journal(config: &EngineConfig) -> Result<JournaledDisk, StorageEr
 fn start_worker(
     config: &EngineConfig,
     journal: &Arc<Mutex<HardStateJournal>>,
+    pulses: &Arc<Pulses>,
     number: usize,
 ) -> Result<WorkerThread, StorageError> {
     let inbox = Arc::new(Inbox::default());
     let sync_queue = Arc::new(SyncQueue::default());
+    let ticks = Arc::new(AtomicU64::new(0));
     let worker = Worker {
         inbox: Arc::clone(&inbox),
         sync_queue: Arc::clone(&sync_queue),
@@ -611,7 +635,13 @@ fn start_worker(
         answers: HashMap::new(),
         next_token: 1,
         dirty: Vec::new(),
+        awake: BTreeSet::new(),
+        alarms: BTreeMap::new(),
+        pulses: Arc::clone(pulses),
+        watch: Watch::default(),
+        election_ticks: config.election_ticks,
         ticks: 0,
+        ticks_seen: Arc::clone(&ticks),
         dead: false,
         now: Duration::ZERO,
     };
@@ -651,5 +681,5 @@ fn start_worker(
             Box::new(move || syncer.run()),
         )?,
     ];
-    Ok(WorkerThread { inbox, sync_queue, threads: Mutex::new(threads) })
+    Ok(WorkerThread { inbox, ticks, sync_queue, threads: Mutex::new(threads) })
 }

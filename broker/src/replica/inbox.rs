@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use highwater_proto::internal::AppendedAck;
+use highwater_proto::internal::{AppendedAck, Quiesce};
 use highwater_storage::StagedCompaction;
 use parking_lot::{Condvar, Mutex};
 use raft::eraftpb::Message;
@@ -30,6 +30,13 @@ pub(crate) enum Input {
         node: u64,
         /// What it says.
         ack: AppendedAck,
+    },
+    /// What a replica says about sleeping.
+    Quiesce {
+        /// The node it came from.
+        node: u64,
+        /// What it says.
+        heard: Quiesce,
     },
     /// Something to append.
     Propose { group: u64, body: ProposalBody, answer: oneshot::Sender<Result<Answer, BrokerError>> },

@@ -22,6 +22,7 @@ mod logging;
 pub mod members;
 mod partition_reader;
 mod producers;
+mod pulses;
 mod raft_log;
 mod retention;
 mod scrubber;

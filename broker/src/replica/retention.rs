@@ -65,7 +65,7 @@ fn active_since(core: &mut Core) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
     use std::sync::Arc;
 
@@ -86,6 +86,7 @@ mod tests {
             reserve: Arc::new(DiskReserve::open(Arc::clone(disk), Path::new("/data"), 0).unwrap()),
             heartbeat_ticks: 2,
             election_ticks: 10,
+            quiet_ticks: 0,
             seed: 1,
             machine: None,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
@@ -108,7 +109,7 @@ mod tests {
         let mut core = Core::create(config(disk), birth).unwrap();
         for _ in 0..100 {
             let mut effects = Effects::default();
-            core.tick(&mut effects);
+            core.tick(&BTreeSet::new(), &mut effects);
             let Some(persist) = effects.persist else { continue };
             let hard_state = persist.hard_state.unwrap_or_default();
             if core.reader().last_index() >= core.reader().first_index() {

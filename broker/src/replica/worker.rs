@@ -3,9 +3,9 @@
 //! Owns: the burst. Drain the inbox, step and tick the cores, propose what was asked, then in one go hand to the syncer what must
 //! become durable, send one batch to each peer node, answer waiters. Never: waits for a disk sync or a socket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use highwater_proto::internal::{GroupMessage, PeerBatch};
@@ -15,10 +15,11 @@ use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
 
 use super::convert;
-use super::core::{Answer, Core, Effects, Proposal};
+use super::core::{Alarm, Answer, Core, Effects, Proposal};
 use super::engine::{Outbox, PartitionSettings, Pull};
 use super::handle::Shared;
 use super::inbox::{Inbox, Input};
+use super::pulses::{Change, Pulses, Watch};
 use super::retention;
 use super::syncer::{SyncQueue, SyncRequest, Synced};
 use crate::env::Clock;
@@ -46,6 +47,7 @@ pub(crate) struct Replica {
     pub(crate) effects: Effects,
     pub(crate) proposals: Vec<Proposal>,
     pub(crate) dirty: bool,
+    pub(crate) alarm: Alarm,
     /// The files of a snapshot are being fetched.
     pub(crate) pulling: bool,
     pub(crate) elections_counted: u64,
@@ -76,7 +78,16 @@ pub(crate) struct Worker {
     pub(crate) answers: Answers,
     pub(crate) next_token: u64,
     pub(crate) dirty: Vec<u64>,
+    /// The groups that tick.
+    pub(crate) awake: BTreeSet<u64>,
+    /// Those that do not, by the tick at which they are looked at again. Some have been woken since.
+    pub(crate) alarms: BTreeMap<u64, Vec<u64>>,
+    pub(crate) pulses: Arc<Pulses>,
+    pub(crate) watch: Watch,
+    pub(crate) election_ticks: u32,
     pub(crate) ticks: u64,
+    /// The same, for others to see.
+    pub(crate) ticks_seen: Arc<AtomicU64>,
     /// A fault after which nothing may be promised any more.
     pub(crate) dead: bool,
     /// When this burst began.
@@ -140,6 +151,13 @@ impl Worker {
                     note_refusal(ack.group_id, ack.from_replica, outcome);
                 });
             }
+            Input::Quiesce { node, heard } => {
+                self.on(heard.group_id, |core, effects| {
+                    let outcome = core.hear(heard.from_replica, node);
+                    let outcome = outcome.map(|()| core.step_quiesce(&heard, effects));
+                    note_refusal(heard.group_id, heard.from_replica, outcome);
+                });
+            }
             Input::Propose { group, body, answer } => {
                 let token = self.next_token;
                 self.next_token += 1;
@@ -162,6 +180,7 @@ impl Worker {
                 self.on(group, Core::begin);
             }
             Input::Remove { group, done } => {
+                self.awake.remove(&group);
                 if let Some(replica) = self.replicas.remove(&group) {
                     // Opened again, it must not know less than it does now of what had been durable.
                     let state = (group, replica.core.hard_state());
@@ -209,9 +228,7 @@ impl Worker {
             }
             Input::Unreachable { node } => self.unreachable(node),
             Input::Broke { node } => {
-                for replica in self.replicas.values_mut() {
-                    replica.core.leader_lost(node);
-                }
+                self.on_all(|core, effects| core.leader_lost(node, effects));
             }
             Input::Stop => {}
         }
@@ -239,6 +256,11 @@ impl Worker {
     /// Tells everyone who waits for a replica that it is gone.
     fn abandon(&mut self, mut replica: Box<Replica>) {
         replica.core.abandon(&mut replica.effects);
+        for said in std::mem::take(&mut replica.effects.quiesces) {
+            if let Some(node) = replica.core.node_of(said.to_replica) {
+                self.outbox.send(node, PeerBatch { quiesces: vec![said], ..PeerBatch::default() });
+            }
+        }
         for proposal in replica.proposals {
             let refusal = BrokerError::NotLeader { leader: None };
             replica.effects.answers.push((proposal.token, Err(refusal)));
@@ -256,11 +278,34 @@ impl Worker {
         }
     }
 
+    /// Calls every core, and marks those that have something to do for it.
+    fn on_all(&mut self, mut call: impl FnMut(&mut Core, &mut Effects)) {
+        for replica in self.replicas.values_mut() {
+            let was_asleep = replica.core.is_asleep();
+            call(&mut replica.core, &mut replica.effects);
+            if was_asleep && !replica.core.is_asleep() {
+                mark(&mut self.dirty, replica);
+            }
+        }
+    }
+
     fn tick(&mut self) {
         self.ticks += 1;
+        self.ticks_seen.store(self.ticks, Ordering::Relaxed);
         self.refill_reserve();
-        for (group, replica) in &mut self.replicas {
-            replica.core.tick(&mut replica.effects);
+        for change in self.watch.tick(&self.pulses, self.election_ticks) {
+            match change {
+                Change::Silent(node) => {
+                    self.on_all(|core, effects| core.node_is_silent(node, effects));
+                }
+                Change::Back(node) => self.on_all(|core, effects| core.node_is_back(node, effects)),
+            }
+        }
+        self.look_at_sleepers();
+        self.metrics.replicas_asleep(self.replicas.len() - self.awake.len());
+        for group in &self.awake {
+            let Some(replica) = self.replicas.get_mut(group) else { continue };
+            replica.core.tick(self.watch.live(), &mut replica.effects);
             // Staggered, so that thousands of groups do not all refresh on the same tick.
             if (self.ticks + group).is_multiple_of(FOLLOWERS_TICKS) && replica.core.is_leader() {
                 *replica.shared.followers.lock() = replica.core.followers();
@@ -269,6 +314,31 @@ impl Worker {
             self.metrics.elections_started(elections - replica.elections_counted);
             replica.elections_counted = elections;
             mark(&mut self.dirty, replica);
+        }
+    }
+
+    /// Those whose time has come ask again, or are woken.
+    fn look_at_sleepers(&mut self) {
+        let later = self.alarms.split_off(&(self.ticks + 1));
+        for group in std::mem::replace(&mut self.alarms, later).into_values().flatten() {
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            if replica.alarm.rings(self.ticks) {
+                replica.core.rest_is_over(self.watch.live(), &mut replica.effects);
+                mark(&mut self.dirty, replica);
+            }
+        }
+    }
+
+    /// Notes after a burst whether a replica ticks on, and if not, when it is looked at again.
+    fn note_rest(&mut self, group: u64) {
+        let Some(replica) = self.replicas.get_mut(&group) else { return };
+        if let Some(tick) = replica.alarm.note(&replica.core, self.ticks) {
+            self.alarms.entry(tick).or_default().push(group);
+        }
+        if replica.core.is_asleep() {
+            self.awake.remove(&group);
+        } else {
+            self.awake.insert(group);
         }
     }
 
@@ -371,15 +441,21 @@ impl Worker {
                     batches.entry(node).or_default().appended.push(ack);
                 }
             }
+            for said in effects.quiesces {
+                if let Some(node) = replica.core.node_of(said.to_replica) {
+                    batches.entry(node).or_default().quiesces.push(said);
+                }
+            }
             publish(replica, &self.metrics, &*self.leader_changed);
             answers.extend(effects.answers);
+            self.note_rest(group);
         }
         self.start_sync(request, &hard_states);
         if self.dead {
             return;
         }
         for (node, batch) in batches {
-            if !batch.messages.is_empty() || !batch.appended.is_empty() {
+            if batch != PeerBatch::default() {
                 let size = bytes.get(&node).copied().unwrap_or(0);
                 send(&*self.outbox, &self.metrics, &self.inbox, node, batch, size);
             }

@@ -280,17 +280,18 @@ fn message_bytes(message: &internal::GroupMessage) -> u64 {
 }
 
 fn batch_bytes(batch: &internal::PeerBatch) -> u64 {
-    let small = (batch.appended.len() + batch.leaders.len()) as u64 * 32;
+    let small = batch.appended.len() + batch.leaders.len() + batch.quiesces.len();
+    let small = small as u64 * 32;
     batch.messages.iter().map(message_bytes).sum::<u64>() + small
 }
 
 /// Cuts a batch so that each part fits into one gRPC message. Order is kept.
-fn split(batch: internal::PeerBatch) -> Vec<internal::PeerBatch> {
+fn split(mut batch: internal::PeerBatch) -> Vec<internal::PeerBatch> {
     if batch_bytes(&batch) <= MESSAGE_BYTES_TARGET {
         return vec![batch];
     }
-    let internal::PeerBatch { messages, appended, leaders } = batch;
-    let mut parts = vec![internal::PeerBatch { messages: Vec::new(), appended, leaders }];
+    let messages = std::mem::take(&mut batch.messages);
+    let mut parts = vec![batch];
     let mut bytes = 0;
     for message in messages {
         let size = message_bytes(&message);

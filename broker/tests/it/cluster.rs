@@ -15,6 +15,7 @@ mod membership;
 mod moves;
 mod nodes;
 mod processes;
+mod quiesce;
 mod repair;
 mod tls;
 mod topic_life;

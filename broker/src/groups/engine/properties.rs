@@ -35,14 +35,21 @@ struct World {
     partitions: u32,
     /// How often the topic was deleted and created again.
     incarnation: u32,
-    /// The group's epoch before it was created the last time.
-    created_at: u64,
+    /// The group's epochs before it was created again.
+    created_at: Vec<u64>,
 }
 
 impl World {
     fn new() -> Self {
         let (now, group) = (Duration::ZERO, Group::new(0));
-        Self { now, group, sides: BTreeMap::new(), partitions: 7, incarnation: 0, created_at: 0 }
+        Self {
+            now,
+            group,
+            sides: BTreeMap::new(),
+            partitions: 7,
+            incarnation: 0,
+            created_at: vec![],
+        }
     }
 
     /// Tells members what followed.
@@ -178,14 +185,14 @@ impl World {
 
     /// At no time do two members read the same partition of the same topic.
     fn check(&self) {
-        let mut readers: BTreeMap<(&Place, bool), &str> = BTreeMap::new();
+        let mut readers: BTreeMap<(&Place, usize), &str> = BTreeMap::new();
         for (id, side) in &self.sides {
             if side.is_frozen || side.lease_ends <= self.now {
                 continue;
             }
             for (place, epoch) in &side.reads {
-                let is_of_this_topic = *epoch > self.created_at;
-                let other = readers.insert((place, is_of_this_topic), id);
+                let incarnation = self.created_at.partition_point(|created| created < epoch);
+                let other = readers.insert((place, incarnation), id);
                 assert!(other.is_none(), "{place:?} is read by {id} and {other:?}");
             }
         }
@@ -240,7 +247,7 @@ impl World {
             7 => self.pass(Duration::from_millis(u64::from(amount) * 20)),
             _ if amount > 250 => {
                 self.incarnation += 1;
-                self.created_at = self.group.epoch;
+                self.created_at.push(self.group.epoch);
                 self.settle();
             }
             _ => {

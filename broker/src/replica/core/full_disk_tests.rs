@@ -96,7 +96,7 @@ impl Group {
     fn ticks(&mut self, count: usize) {
         for _ in 0..count {
             for replica in self.members.keys().copied().collect::<Vec<_>>() {
-                self.call(replica, Core::tick);
+                self.call(replica, |core, effects| core.tick(&BTreeSet::new(), effects));
             }
         }
     }
@@ -198,6 +198,7 @@ fn config(disk: &SimDisk, seed: u64, reserve_bytes: u64) -> (CoreConfig, Arc<Dis
         reserve: Arc::clone(&reserve),
         heartbeat_ticks: 2,
         election_ticks: 10,
+        quiet_ticks: 0,
         seed,
         machine: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),

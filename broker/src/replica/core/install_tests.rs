@@ -28,6 +28,7 @@ fn config(disk: &Arc<dyn Disk>) -> CoreConfig {
         reserve: Arc::new(DiskReserve::open(Arc::clone(disk), Path::new("data"), 0).unwrap()),
         heartbeat_ticks: 2,
         election_ticks: 10,
+        quiet_ticks: 0,
         seed: 1,
         machine: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),

@@ -89,7 +89,7 @@ impl Core {
         };
         state.nodes.retain(|id, _| is_member(id));
         state.members = Some(convert::members_to_wire(&conf));
-        self.strangers.retain(|id, _| *id > self.state.highest_replica_id);
+        self.strangers.retain(|id, _| !self.state.nodes.contains_key(id));
         tracing::info!(group = self.group, replica = self.replica, members = ?conf, "members changed");
         self.raw.mut_store().members = conf;
         self.members_changed = true;
@@ -119,11 +119,11 @@ impl Core {
     pub(super) fn install_members(&mut self, checkpoint: &ReplicaCheckpoint, conf: &ConfState) {
         self.state.members = Some(convert::members_to_wire(conf));
         take_from_checkpoint(checkpoint, &mut self.state);
-        self.strangers.retain(|id, _| *id > self.state.highest_replica_id);
+        self.strangers.retain(|id, _| !self.state.nodes.contains_key(id));
         self.members_changed = true;
     }
 
-    /// A message came from a replica on this node. Remembered if the replica is newer than what is known here, so that it can be
+    /// A message came from a replica on this node. Remembered if the replica is none that is known here, so that it can be
     /// answered before its membership arrives. An error if the replica is another node's: no node speaks for another one.
     pub(crate) fn hear(&mut self, replica: u64, node: u64) -> Result<(), String> {
         if let Some(&owner) = self.state.nodes.get(&replica)
@@ -131,8 +131,8 @@ impl Core {
         {
             return Err(format!("replica {replica} is on node {owner}, not on node {node}"));
         }
-        if replica > self.state.highest_replica_id {
-            if self.strangers.len() >= STRANGERS_MAX {
+        if !self.state.nodes.contains_key(&replica) {
+            if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&replica) {
                 self.strangers.pop_first();
             }
             self.strangers.insert(replica, node);
@@ -146,23 +146,21 @@ impl Core {
         known.copied()
     }
 
-    /// Whether a message may be heard at all. Replica ids only grow: a sender that is not a member is either gone for good, or newer
-    /// than what this replica has applied, and then it may be the leader that has the news.
+    /// Whether a message may be heard at all. Who leads or stands for election may be a member by a change that this replica has
+    /// not applied yet; refused, it would be missing for ever what it lacks, or the group a vote that it needs. So raft decides on
+    /// these by their terms and logs, as it does for members. Everything else counts only if it is from a member.
     pub(super) fn check_sender(&self, message: &Message) -> Result<(), String> {
-        if self.raw.raft.prs().get(message.from).is_some() {
-            return Ok(());
-        }
-        let kind = message.get_msg_type();
-        let from_leader = matches!(
-            kind,
-            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
-        );
-        let from_candidate =
-            matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        // One that knows no members yet has no vote to give.
-        let may_vote = !self.state.nodes.is_empty();
-        let is_newer = message.from > self.state.highest_replica_id;
-        if is_newer && (from_leader || (from_candidate && may_vote)) {
+        let may_be_heard = match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot => {
+                message.term >= self.raw.raft.term
+            }
+            // One that knows no members yet has no vote to give.
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                !self.state.nodes.is_empty()
+            }
+            _ => false,
+        };
+        if may_be_heard || self.raw.raft.prs().get(message.from).is_some() {
             return Ok(());
         }
         Err(format!("replica {} is not a member", message.from))

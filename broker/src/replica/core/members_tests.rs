@@ -153,7 +153,7 @@ impl Group {
 
     fn tick(&mut self) {
         for replica in self.members.keys().copied().collect::<Vec<_>>() {
-            self.call(replica, Core::tick);
+            self.call(replica, |core, effects| core.tick(&BTreeSet::new(), effects));
         }
     }
 
@@ -267,6 +267,7 @@ fn config(disk: &SimDisk, seed: u64) -> CoreConfig {
         settled: None,
         heartbeat_ticks: 2,
         election_ticks: 10,
+        quiet_ticks: 0,
         seed,
         machine: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),
@@ -486,9 +487,9 @@ fn a_lone_voter_tells_its_learners_nothing_of_a_term_that_is_not_durable() {
     let mut effects = Effects::default();
     core.begin(&mut effects);
     while !core.visible().is_leader {
-        core.tick(&mut effects);
+        core.tick(&BTreeSet::new(), &mut effects);
     }
-    (0..10).for_each(|_| core.tick(&mut effects));
+    (0..10).for_each(|_| core.tick(&BTreeSet::new(), &mut effects));
     let told = effects.messages.iter().map(|out| (out.message.to, out.message.term));
     assert_eq!(told.collect::<Vec<_>>(), [], "its vote for itself may be lost with the power");
     let persist = effects.persist.take().unwrap();

@@ -18,6 +18,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::members::{describe_members, take_from_checkpoint};
+use super::quiesce::Quiescence;
 use super::{
     COMMITTED_BYTES_MAX, Core, Derived, MESSAGE_BYTES_MAX, MESSAGES_IN_FLIGHT_MAX, StateMachine,
     UNCOMMITTED_BYTES_MAX, Waiters, rebuild,
@@ -46,6 +47,8 @@ pub(crate) struct CoreConfig {
     pub(crate) settled: Option<Arc<Settled>>,
     pub(crate) heartbeat_ticks: u32,
     pub(crate) election_ticks: u32,
+    /// Idle ticks after which the group may sleep; 0 is never.
+    pub(crate) quiet_ticks: u32,
     pub(crate) seed: u64,
     /// Present for the metadata group only.
     pub(crate) machine: Option<Box<dyn StateMachine>>,
@@ -252,6 +255,7 @@ impl Core {
             broken: None,
             strangers: BTreeMap::new(),
             members_changed: true,
+            quiescence: Quiescence::after(config.quiet_ticks),
         };
         core.follow_role(&mut super::Effects::default());
         Ok(Some(core))

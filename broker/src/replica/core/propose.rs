@@ -28,6 +28,7 @@ impl Core {
             }
             return;
         }
+        self.wake(effects);
         debug_assert_eq!(self.raw.raft.raft_log.last_index(), self.log.last_index());
         let mut draft = Draft {
             entries: Vec::with_capacity(proposals.len()),

@@ -517,12 +517,15 @@ impl Core {
         index: u64,
         term: u64,
     ) -> Result<(), StorageError> {
+        // As of this entry: what stands behind it may be cut, and its time with it.
+        let entry = self.log.reader().entries(index, index + 1, u64::MAX)?;
+        let append_time_ms = entry.last().map_or(self.append_time_ms, |e| e.meta.append_time_ms);
         let checkpoint = self.with_members(ReplicaCheckpoint {
             index,
             term,
             applied_index: index,
             state_machine: image,
-            append_time_ms: self.append_time_ms,
+            append_time_ms,
             ..ReplicaCheckpoint::default()
         });
         self.files.store_checkpoint(&checkpoint)?;

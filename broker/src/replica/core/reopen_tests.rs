@@ -1,6 +1,6 @@
 //! A core that is opened again after its log's start has moved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ fn config(disk: &SimDisk) -> CoreConfig {
         reserve: Arc::new(reserve),
         heartbeat_ticks: 2,
         election_ticks: 10,
+        quiet_ticks: 0,
         seed: 1,
         machine: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),
@@ -64,7 +65,7 @@ fn a_log_that_begins_behind_what_its_checkpoint_had_applied_opens() {
     carry_out(&mut core, effects);
     for _ in 0..100 {
         let mut effects = Effects::default();
-        core.tick(&mut effects);
+        core.tick(&BTreeSet::new(), &mut effects);
         carry_out(&mut core, effects);
     }
     assert!(core.visible().is_settled);

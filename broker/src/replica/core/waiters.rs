@@ -69,6 +69,10 @@ impl Waiters {
         self.batches.insert(at, waiter);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.applied.is_empty()
+    }
+
     pub(super) fn has_quorum_waiters(&self) -> bool {
         self.quorum > 0
     }

@@ -92,7 +92,8 @@ impl World {
     pub(super) fn produce(&mut self) {
         for at in 0..self.clients.producers.len() {
             let producer = &self.clients.producers[at];
-            if producer.next_at <= self.now && (producer.body.is_some() || !self.clients.quiet) {
+            let is_quiet = self.clients.quiet || self.quiet_until.is_some();
+            if producer.next_at <= self.now && (producer.body.is_some() || !is_quiet) {
                 self.send_next(at);
             }
         }
@@ -229,13 +230,10 @@ impl World {
             BrokerError::DiskFull => self.tally.count("refused by a full disk"),
             BrokerError::UnknownProducer { .. } | BrokerError::OutOfOrderSequence { .. } => {
                 // Only a leader that has been deposed and does not know it may have missed what was acknowledged.
-                let term = |node: u64| {
-                    let running = self.machines[&node].running.as_ref();
-                    running.map_or(0, |running| running.core.visible().term)
-                };
-                let newest = self.machines.keys().map(|node| term(*node)).max();
+                let running = self.machines[&node].running.as_ref();
+                let term = running.map_or(0, |running| running.core.visible().term);
                 let current = self.clients.producers[at].sequence == sequence;
-                assert!(!current || Some(term(node)) < newest, "node {node}: {error}");
+                assert!(!current || term < self.newest_term, "node {node}: {error}");
                 self.tally.count("refused by a deposed leader");
             }
             _ => self.tally.count("refused: not the leader, or lost the leadership"),

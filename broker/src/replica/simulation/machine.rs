@@ -21,10 +21,11 @@ use super::plan::{Kind, Plant, Tally};
 use crate::replica::checkpoint::SmallFiles;
 use crate::replica::convert;
 use crate::replica::core::{
-    Answer, Birth, Core, CoreConfig, Effects, OpenError, Persist, Proposal, ProposalBody,
+    Alarm, Answer, Birth, Core, CoreConfig, Effects, OpenError, Persist, Proposal, ProposalBody,
     StateMachine, journal_key,
 };
 use crate::replica::engine::PartitionSettings;
+use crate::replica::pulses::{Change, Pulses, Watch};
 use crate::replica::retention;
 
 pub(super) const GROUP: u64 = 7;
@@ -34,6 +35,8 @@ pub(super) const SLICE_MS: i64 = 10;
 pub(super) const SLICES_PER_TICK: u64 = 5;
 pub(super) const ELECTION_TICKS: u32 = 10;
 const HEARTBEAT_TICKS: u32 = 2;
+/// Fewer than in a broker: the simulated users are rarely quiet for long.
+const QUIET_TICKS: u32 = 4;
 const TICKS_PER_RETENTION_CHECK: u64 = 40;
 /// Kept back for what must be written on a full disk: that includes all of the message that finds out.
 const RESERVE_BYTES: u64 = 4 << 20;
@@ -86,6 +89,11 @@ pub(super) struct Running {
     pub(super) ledger: Ledger,
     pub(super) view: View,
     elections_counted: u64,
+    /// Which other nodes are heard from.
+    pulses: Pulses,
+    watch: Watch,
+    ticks: u64,
+    alarm: Alarm,
     /// Gathered while a sync runs.
     gathered: Syncing,
     /// The sync that runs, and the slice in which it is done.
@@ -103,6 +111,8 @@ struct Syncing {
 pub(super) struct Outcome {
     pub(super) packets: Vec<(u64, Packet)>,
     pub(super) answers: Vec<(u64, Result<Answer, crate::error::BrokerError>)>,
+    /// Every other machine should hear that this one lives.
+    pub(super) beats: bool,
     pub(super) installed: bool,
     /// The node chosen to take the leadership over, and the term in which.
     pub(super) transferee: Option<(u64, u64)>,
@@ -170,6 +180,7 @@ impl Machine {
             settled: None,
             heartbeat_ticks: HEARTBEAT_TICKS,
             election_ticks: ELECTION_TICKS,
+            quiet_ticks: QUIET_TICKS,
             seed,
             machine: (setting.kind == Kind::Machine)
                 .then(|| Box::new(ledger.clone()) as Box<dyn StateMachine>),
@@ -204,6 +215,10 @@ impl Machine {
             ledger,
             view: View::new(),
             elections_counted: 0,
+            pulses: Pulses::default(),
+            watch: Watch::default(),
+            ticks: 0,
+            alarm: Alarm::default(),
             gathered: Syncing::default(),
             in_flight: None,
         });
@@ -311,6 +326,11 @@ impl Machine {
             there.into_iter().for_each(|id| core.peer_unreachable(id));
         }
         for packet in self.inbox.drain(..) {
+            match &packet {
+                Packet::Beat { from_node, boots } => running.pulses.heard(*from_node, *boots),
+                Packet::Raft { from_node, .. } => running.pulses.heard(*from_node, 0),
+                _ => {}
+            }
             step(core, packet, &mut effects, &mut outcome);
             if setting.plant == Some(Plant::VoteTwice) {
                 core.forget_vote();
@@ -320,7 +340,29 @@ impl Machine {
             if (now / SLICES_PER_TICK).is_multiple_of(TICKS_PER_RESERVE_CHECK) {
                 let _ = running.reserve.refill();
             }
-            core.tick(&mut effects);
+            running.ticks += 1;
+            for change in running.watch.tick(&running.pulses, ELECTION_TICKS) {
+                match change {
+                    // A bug, if nobody listens.
+                    Change::Silent(_) if setting.plant == Some(Plant::SleepOn) => {}
+                    Change::Silent(node) => {
+                        let was_asleep = core.is_asleep();
+                        core.node_is_silent(node, &mut effects);
+                        if was_asleep && !core.is_asleep() {
+                            tally.count("woken by a silent node");
+                        }
+                    }
+                    Change::Back(node) => core.node_is_back(node, &mut effects),
+                }
+            }
+            if running.alarm.rings(running.ticks) && setting.plant != Some(Plant::SleepOn) {
+                tally.count("looked at while asleep");
+                core.rest_is_over(running.watch.live(), &mut effects);
+            }
+            core.tick(running.watch.live(), &mut effects);
+            if running.ticks.is_multiple_of(u64::from(HEARTBEAT_TICKS)) {
+                outcome.beats = true;
+            }
         }
         let elections = core.elections();
         tally.add("elections begun", elections - running.elections_counted);
@@ -346,6 +388,9 @@ impl Machine {
         {
             core.set_producers(producers);
         }
+        if running.alarm.note(core, running.ticks).is_some() {
+            tally.count(if core.is_leader() { "leaders asleep" } else { "followers asleep" });
+        }
         self.flush(effects, &mut outcome);
         self.start_sync(now, random);
         Some(outcome)
@@ -354,7 +399,7 @@ impl Machine {
     /// Persists, and hands on what is to be sent and answered, unless the journal cannot be written.
     fn flush(&mut self, effects: Effects, outcome: &mut Outcome) {
         let Some(running) = &mut self.running else { return };
-        let Effects { persist, checkpoints, messages, appended, answers, .. } = effects;
+        let Effects { persist, checkpoints, messages, appended, quiesces, answers, .. } = effects;
         running.gathered.checkpoints.extend(checkpoints);
         if let Some(persist) = persist {
             if let Some(hard_state) = persist.hard_state
@@ -377,6 +422,12 @@ impl Machine {
         for ack in appended {
             if let Some(to) = running.core.node_of(ack.to_replica) {
                 outcome.packets.push((to, Packet::Appended(ack)));
+            }
+        }
+        for heard in quiesces {
+            if let Some(to) = running.core.node_of(heard.to_replica) {
+                let from_node = self.node;
+                outcome.packets.push((to, Packet::Quiesce { heard, from_node }));
             }
         }
         outcome.answers = answers;
@@ -436,6 +487,11 @@ fn step(core: &mut Core, packet: Packet, effects: &mut Effects, outcome: &mut Ou
                 .is_some_and(|snapshot| first > first_before && first == snapshot.index + 1);
         }
         Packet::Appended(ack) => core.peer_appended(&ack, effects),
+        Packet::Quiesce { heard, from_node } => {
+            core.hear(heard.from_replica, from_node).expect("a replica stays on its node");
+            core.step_quiesce(&heard, effects);
+        }
+        Packet::Beat { .. } => {}
     }
 }
 

@@ -54,6 +54,10 @@ pub(super) struct World {
     /// Since when these nodes, a majority, are healthy and hear one another.
     healthy: (u64, u64),
     last_progress: u64,
+    /// The newest term in which there was a leader; it may be down by now.
+    newest_term: u64,
+    /// When a quiet time ends, with an accident.
+    quiet_until: Option<u64>,
     /// Over every message that arrived.
     digest: u64,
     tally: Tally,
@@ -96,6 +100,8 @@ impl World {
             transfer: None,
             healthy: (0, 0),
             last_progress: 0,
+            newest_term: 0,
+            quiet_until: None,
             digest: 0,
             tally: Tally::default(),
             trace: String::new(),
@@ -136,6 +142,7 @@ impl World {
         self.note(format_args!("healing"));
         self.faults = Faults { plant: self.faults.plant, ..Faults::NONE };
         self.network.mend_all();
+        self.quiet_until = None;
         for machine in self.machines.values_mut() {
             machine.disk.set_capacity(None);
             let now = self.now;
@@ -213,6 +220,7 @@ impl World {
         self.now += 1;
         self.network.mend(self.now);
         self.accidents();
+        self.end_quiet_time();
         while let Some((to, packet)) = self.network.arrive(self.now) {
             self.deliver(to, packet);
         }
@@ -279,7 +287,8 @@ impl World {
             self.healthy = (self.now, found);
         }
         let since = self.healthy.0.max(self.last_progress);
-        let is_served = found == 0 || self.clients.quiet || self.now - since < Self::SERVICE_SLICES;
+        let is_quiet = self.clients.quiet || self.quiet_until.is_some();
+        let is_served = found == 0 || is_quiet || self.now - since < Self::SERVICE_SLICES;
         assert!(is_served, "nodes {found:b} are healthy, and nothing was committed since {since}");
     }
 
@@ -323,6 +332,7 @@ impl World {
             self.last_progress = self.now;
         }
         if let Some(term) = noticed.elected {
+            self.newest_term = self.newest_term.max(term);
             self.tally.count("leaders elected");
             self.note(format_args!("leader {node} in {term}"));
             if self.transfer.take_if(|(_, from)| *from < term).is_some_and(|(to, _)| to == node) {
@@ -339,6 +349,14 @@ impl World {
         }
         if let Some((to, term)) = outcome.transferee {
             self.transfer = Some((to, term));
+        }
+        if outcome.beats {
+            for to in self.nodes().into_iter().filter(|to| *to != node) {
+                let Self { network, faults, random, tally, .. } = self;
+                let boots = self.machines[&node].boots;
+                let beat = Packet::Beat { from_node: node, boots };
+                network.send((node, to), beat, self.now, faults, random, tally);
+            }
         }
         for (to, packet) in outcome.packets {
             let up = self.machines[&to].running.is_some();
@@ -382,7 +400,8 @@ impl World {
             return;
         }
         self.next_accident = self.now + self.random.random_range(1..2 * mean);
-        let accident = Accident::draw(&mut self.random);
+        let drawn = Accident::draw(&mut self.random);
+        let accident = self.faults.only.unwrap_or(drawn);
         let node = self.any_node();
         let until = self.now + self.random.random_range(50..1_500);
         self.note(format_args!("{accident:?} {node} until {until}"));
@@ -424,7 +443,28 @@ impl World {
                 }
             }
             Accident::Trim => self.trim(),
+            Accident::Quiet => {
+                let until = self.now + self.random.random_range(100..600);
+                // Not before the one before has shown whether there was service after it.
+                if self.machines.values().all(|machine| machine.paused_until <= self.now) {
+                    self.quiet_until.get_or_insert(until);
+                }
+            }
             Accident::Members => self.reassign(),
+        }
+    }
+
+    /// The users come back, and find that their leader does not answer.
+    fn end_quiet_time(&mut self) {
+        if self.quiet_until.is_none_or(|until| until > self.now) {
+            return;
+        }
+        self.quiet_until = None;
+        self.last_progress = self.now;
+        if let Some(leader) = self.machines.values_mut().find(|machine| machine.leads()) {
+            // Longer than it may take until there is another one.
+            leader.paused_until = self.now + Self::SERVICE_SLICES * 3 / 2;
+            self.tally.count("leaders that stood still after a quiet time");
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use highwater_proto::internal::{AppendedAck, RaftMessage};
+use highwater_proto::internal::{AppendedAck, Quiesce, RaftMessage};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
@@ -13,8 +13,21 @@ use super::plan::{Faults, Tally};
 /// A message on its way.
 #[derive(Clone, Debug)]
 pub(super) enum Packet {
-    Raft { message: Box<RaftMessage>, from_node: u64, wants_appended: bool },
+    Raft {
+        message: Box<RaftMessage>,
+        from_node: u64,
+        wants_appended: bool,
+    },
     Appended(AppendedAck),
+    Quiesce {
+        heard: Quiesce,
+        from_node: u64,
+    },
+    /// The sender lives.
+    Beat {
+        from_node: u64,
+        boots: u64,
+    },
 }
 
 /// A part of the network that failed.

@@ -27,6 +27,8 @@ pub(super) enum Plant {
     ReuseOffset,
     /// A replica forgets whom it voted for.
     VoteTwice,
+    /// A sleeping replica takes no notice of a leader's node that is gone.
+    SleepOn,
 }
 
 /// What goes wrong in a run.
@@ -38,12 +40,14 @@ pub(super) struct Faults {
     pub(super) delay: u32,
     /// Mean time between accidents, in slices; `None` for none at all.
     pub(super) accident_slices: Option<u64>,
+    /// The only accident, if not all of them happen.
+    pub(super) only: Option<Accident>,
     pub(super) plant: Option<Plant>,
 }
 
 impl Faults {
     pub(super) const NONE: Self =
-        Self { lose: 0, duplicate: 0, delay: 0, accident_slices: None, plant: None };
+        Self { lose: 0, duplicate: 0, delay: 0, accident_slices: None, only: None, plant: None };
 
     /// All kinds of faults; how bad the network is and how often there are accidents differs from seed to seed.
     pub(super) fn all(random: &mut SmallRng) -> Self {
@@ -53,6 +57,7 @@ impl Faults {
             duplicate: pick(random, [2, 10, 30]),
             delay: pick(random, [5, 20, 80]),
             accident_slices: Some(u64::from(pick(random, [200, 350, 600]))),
+            only: None,
             plant: None,
         }
     }
@@ -76,11 +81,13 @@ pub(super) enum Accident {
     ClockJump,
     Transfer,
     Trim,
+    /// Nobody publishes for a while, and then the leader stands still for long.
+    Quiet,
     /// Other members, or a replica in the place of one whose disk is lost.
     Members,
 }
 
-const WEIGHTS: [(Accident, u32); 11] = [
+const WEIGHTS: [(Accident, u32); 12] = [
     (Accident::Crash, 20),
     (Accident::CrashAll, 4),
     (Accident::Kill, 12),
@@ -91,6 +98,7 @@ const WEIGHTS: [(Accident, u32); 11] = [
     (Accident::ClockJump, 5),
     (Accident::Transfer, 12),
     (Accident::Trim, 12),
+    (Accident::Quiet, 5),
     (Accident::Members, 24),
 ];
 
@@ -127,6 +135,9 @@ pub(super) const EXPECTED: &[(&str, u64)] = &[
     ("truncations of a suffix", 15),
     ("log starts moved", 100),
     ("snapshots installed", 25),
+    ("leaders asleep", 50),
+    ("followers asleep", 100),
+    ("woken by a silent node", 5),
     ("membership changes begun", 100),
     ("membership changes finished", 70),
     ("joint configurations", 70),
@@ -142,6 +153,7 @@ pub(super) const EXPECTED: &[(&str, u64)] = &[
     ("bridges", 10),
     ("halves", 20),
     ("pauses", 30),
+    ("leaders that stood still after a quiet time", 10),
     ("slow disks", 30),
     ("full disks", 25),
     ("refused by a full disk", 100),

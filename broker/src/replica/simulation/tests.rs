@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::World;
-use super::plan::{Faults, Plant, Tally};
+use super::plan::{Accident, Faults, Plant, Tally};
 
 /// Seeds of one `cargo test`, and how long each runs; `scripts/simulate` asks for others.
 const SEEDS: u64 = 24;
@@ -77,11 +77,16 @@ fn nothing_acknowledged_is_lost_under_any_fault() {
 
 /// The oracle must be able to fail: each of these bugs is found in one of a few runs, by what users would see of it.
 fn is_found(plant: Plant, seeds: u64) {
+    is_found_by(plant, None, seeds);
+}
+
+fn is_found_by(plant: Plant, only: Option<Accident>, seeds: u64) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = (1..=seeds).find_map(|seed| {
         let mut world = world(seed, Some(plant));
         world.oracle.omniscient = false;
+        world.faults.only = only;
         run(world, SECONDS).err().map(|why| (seed, why))
     });
     std::panic::set_hook(hook);
@@ -102,6 +107,12 @@ fn an_acknowledgement_at_append_is_found() {
 #[test]
 fn an_offset_given_out_twice_after_a_truncation_is_found() {
     is_found(Plant::ReuseOffset, 40);
+}
+
+#[test]
+fn a_group_that_sleeps_on_without_its_leader_is_found() {
+    // Other accidents would wake it.
+    is_found_by(Plant::SleepOn, Some(Accident::Quiet), 20);
 }
 
 #[test]

@@ -74,8 +74,29 @@ impl Process {
 
     /// Asks it to stop, without waiting.
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Lets it stand still, with its connections open.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().expect("it runs").id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// A figure of its metrics.
+    pub(crate) async fn figure(&self, name: &str) -> Option<f64> {
+        let page = http_try(&self.http_address, "/metrics").await?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line?.trim().parse().ok()
     }
 
     /// Waits for the end of a process that was asked to stop, or ends by itself.

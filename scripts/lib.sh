@@ -8,6 +8,8 @@ declare -A waiter=()
 # What goes before the commands of a client, and by node before that of the broker: to run them somewhere else, as in a network of their own.
 client=(env)
 declare -A place=()
+# More for `cargo build`.
+build_flags=()
 # Functions to call, with the exit status, before the work folder goes.
 at_exit=()
 
@@ -16,7 +18,7 @@ die() { say "error: $*"; exit 1; }
 
 # Builds the binaries named and sets `bin` to their folder. NO_BUILD=1 takes those that are there.
 build() {
-    local target flags=() name
+    local target flags=(${build_flags[@]+"${build_flags[@]}"}) name
     target=${CARGO_TARGET_DIR:-$root/target}
     bin=$target/$profile
     if [ -n "${NO_BUILD:-}" ]; then

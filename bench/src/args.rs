@@ -31,7 +31,11 @@ pub(crate) enum Command {
     Rebalance(RebalanceArgs),
     /// The log engine beside a bare loop of the same work.
     Storage(StorageArgs),
-    /// Other brokers under the same load (a later version).
+    /// Other brokers and the machine's limits under the same load; scripts/compare starts them.
+    #[cfg(feature = "compare")]
+    Compare(crate::compare::CompareArgs),
+    /// Other brokers under the same load; only in a build with `--features compare`.
+    #[cfg(not(feature = "compare"))]
     Compare,
 }
 

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
-use highwater_client::{Client, Events, Start};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use highwater_client::{Client, Start};
 
 use crate::args::Load;
 use crate::env::{Clock, spawn};
@@ -26,7 +27,8 @@ pub(crate) async fn run(client: &Client, load: &Load) -> anyhow::Result<Measured
     let clock = Clock::start();
     let events = client.consumer(&load.topic).start(Start::Latest).subscribe().await?;
     let (enough, told) = tokio::sync::watch::channel(None);
-    let reader = spawn(read(events, clock, told));
+    let values = events.map(|event| Ok(event?.value));
+    let reader = spawn(read_stamped(values, clock, told));
     let rate = Some(load.rate.unwrap_or(RATE));
     let tasks = produce::start(client, load, rate, &payloads, Some(clock)).await?;
     let mut all = Produced::new();
@@ -42,26 +44,28 @@ pub(crate) async fn run(client: &Client, load: &Load) -> anyhow::Result<Measured
     Ok(measured)
 }
 
-/// Reads until it has seen as many stamped records as `enough` says, once it says so.
-async fn read(
-    mut events: Events,
+/// Reads until it has seen as many stamped records as `enough` says, once it says so. What arrives together is taken in together.
+pub(crate) async fn read_stamped<T: IntoIterator<Item = Bytes>>(
+    values: impl Stream<Item = anyhow::Result<T>>,
     clock: Clock,
     mut enough: tokio::sync::watch::Receiver<Option<u64>>,
 ) -> anyhow::Result<Latencies> {
+    let mut values = std::pin::pin!(values);
     let mut latencies = Latencies::new();
     let mut seen = 0;
     loop {
         if enough.borrow_and_update().is_some_and(|enough| seen >= enough) {
             return Ok(latencies);
         }
-        let event = tokio::select! {
-            event = events.next() => event.context("the stream ended")??,
+        let arrived = tokio::select! {
+            arrived = values.next() => arrived.context("the stream ended")??,
             Ok(()) = enough.changed() => continue,
         };
-        let due_ns = event.value.as_deref().and_then(stamp_of).unwrap_or(0);
+        let now_ns = clock.now_ns();
         // Zero marks the first record of each producer, which does not count.
-        if due_ns > 0 {
-            latencies.record(Duration::from_nanos(clock.now_ns().saturating_sub(due_ns)));
+        let stamps = arrived.into_iter().filter_map(|value| stamp_of(&value));
+        for due_ns in stamps.filter(|due_ns| *due_ns > 0) {
+            latencies.record(Duration::from_nanos(now_ns.saturating_sub(due_ns)));
             seen += 1;
         }
     }

@@ -3,6 +3,8 @@
 //! Owns: the command line, connecting, the topic. Never: starts brokers, or measures without saying the settings.
 
 mod args;
+#[cfg(feature = "compare")]
+mod compare;
 mod consume;
 mod end_to_end;
 mod env;
@@ -56,7 +58,12 @@ fn run(command: Command) -> anyhow::Result<()> {
             return std::io::stdout().write_all(text.as_bytes()).context("cannot print the result");
         }
         Command::Storage(args) => return storage::run(&args),
-        Command::Compare => bail!("'bench compare' comes with a later version"),
+        #[cfg(feature = "compare")]
+        Command::Compare(args) => return runtime()?.block_on(compare::run(&args)),
+        #[cfg(not(feature = "compare"))]
+        Command::Compare => bail!(
+            "this build has no drivers for other brokers: use scripts/compare, or build with --features compare"
+        ),
     };
     runtime()?.block_on(measure(kind, &load))
 }

@@ -40,6 +40,12 @@ impl Processes {
         Self { pids: pids.into_iter().collect() }
     }
 
+    /// Those given.
+    #[cfg(feature = "compare")]
+    pub(crate) fn of(pids: &[u32]) -> Self {
+        Self { pids: pids.to_vec() }
+    }
+
     /// Their counters now; processes that are gone or hidden are left out.
     pub(crate) fn sample(&self) -> Vec<Sample> {
         self.pids.iter().filter_map(|pid| sample(*pid)).collect()

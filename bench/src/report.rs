@@ -63,7 +63,7 @@ struct Settings {
 }
 
 #[derive(Debug, Serialize)]
-struct Machine {
+pub(crate) struct Machine {
     cpu: String,
     cores: usize,
     memory_bytes: u64,
@@ -71,7 +71,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn look() -> Self {
+    pub(crate) fn look() -> Self {
         let field = |file: &str, key: &str| {
             let text = fs::read_to_string(file).unwrap_or_default();
             let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
@@ -197,12 +197,14 @@ impl fmt::Display for Report {
                 broker.pid
             )?;
         }
-        let machine = &self.machine;
-        let memory = mib(machine.memory_bytes) / 1024.0;
-        writeln!(
-            f,
-            "machine      {} cores, {}, {memory:.1} GiB, Linux {}",
-            machine.cores, machine.cpu, machine.kernel
-        )
+        writeln!(f, "machine      {}", self.machine)
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cores, memory_bytes, kernel } = self;
+        let memory = *memory_bytes as f64 / f64::from(1 << 30);
+        write!(f, "{cores} cores, {cpu}, {memory:.1} GiB, Linux {kernel}")
     }
 }

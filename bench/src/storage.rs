@@ -2,11 +2,11 @@
 //!
 //! Owns: the settings, the order of the cases, the directory. Never: needs a broker, or leaves files behind.
 
-mod compare;
+pub(crate) mod compare;
 mod large;
 mod many;
 mod one;
-mod sides;
+pub(crate) mod sides;
 
 use std::fs;
 use std::path::{Path, PathBuf};

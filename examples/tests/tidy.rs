@@ -214,13 +214,15 @@ fn storage_words(file: &File) -> Vec<String> {
         .collect()
 }
 
-/// Which crates a manifest depends on outside its tests.
+/// Which crates a manifest depends on outside its tests, unless a feature asks for more: the drivers of other brokers.
 fn dependencies(manifest: &str) -> Vec<String> {
     let manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
     ["dependencies", "build-dependencies"]
         .iter()
         .filter_map(|section| manifest.get(*section).and_then(toml::Value::as_table))
-        .flat_map(|table| table.keys().cloned())
+        .flatten()
+        .filter(|(_, how)| how.get("optional").and_then(toml::Value::as_bool) != Some(true))
+        .map(|(name, _)| name.clone())
         .collect()
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::env::Clock;
 
 /// One of those that take turns.
-pub(super) trait Side {
+pub(crate) trait Side {
     /// What is measured.
     fn operation(&mut self) -> anyhow::Result<()>;
 

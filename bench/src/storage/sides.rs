@@ -12,8 +12,8 @@ use highwater_storage::{Disk, EntryMeta, Log, LogOptions, LogStart, RealDisk, Sp
 
 use super::compare::Side;
 
-pub(super) const KIB: usize = 1 << 10;
-pub(super) const MIB: usize = 1 << 20;
+pub(crate) const KIB: usize = 1 << 10;
+pub(crate) const MIB: usize = 1 << 20;
 pub(super) const START: LogStart = LogStart { first_index: 1, prev_term: 0, next_offset: 0 };
 /// Bare files are as large as a segment, and are written from the start again when they are full.
 pub(super) const FILE_BYTES: usize = 64 * MIB;
@@ -27,7 +27,7 @@ pub(super) fn frame_bytes(payload: usize) -> usize {
 
 /// What comes after each write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum After {
+pub(crate) enum After {
     Nothing,
     /// The loop checksums what it writes, as the log does, and nothing is synced.
     Checksum,
@@ -35,7 +35,7 @@ pub(super) enum After {
 }
 
 /// A file that is written from end to end, again and again if it holds data from the start.
-pub(super) struct BareAppend {
+pub(crate) struct BareAppend {
     file: File,
     path: PathBuf,
     recycled: bool,
@@ -45,7 +45,7 @@ pub(super) struct BareAppend {
 }
 
 impl BareAppend {
-    pub(super) fn new(
+    pub(crate) fn new(
         path: &Path,
         recycled: bool,
         payload_bytes: usize,

@@ -1,0 +1,122 @@
+//! Highwater under the load, by the same code as `bench produce`, `consume` and `e2e`.
+//!
+//! Owns: topics for the turns. Never: another way of measuring it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use highwater_client::{Acks, Client, ClientBuilder, Compression, NewTopic};
+
+use super::{Server, Side, Workload};
+use crate::args::{Load, Output};
+use crate::report::Measured;
+use crate::{consume, end_to_end, produce};
+
+struct Highwater {
+    name: String,
+    client: Client,
+    pids: Vec<u32>,
+    acks: Acks,
+    durability: &'static str,
+    topics: AtomicU64,
+}
+
+/// Adds a side for each kind of acknowledgement that is compared.
+pub(super) async fn connect(server: &Server, sides: &mut Vec<Box<dyn Side>>) -> anyhow::Result<()> {
+    let client = ClientBuilder::from_env()?
+        .servers(server.addresses.join(",").as_str())
+        .client_id("bench-compare")
+        .connect_timeout(Duration::from_secs(10))
+        .connect()
+        .await?;
+    let acks =
+        [(Acks::QuorumFsync, "synced on a majority"), (Acks::Leader, "in the leader's memory")];
+    for (acks, durability) in acks {
+        sides.push(Box::new(Highwater {
+            name: format!("{} {acks}", server.setting),
+            client: client.clone(),
+            pids: server.pids.clone(),
+            acks,
+            durability,
+            topics: AtomicU64::new(0),
+        }));
+    }
+    Ok(())
+}
+
+impl Highwater {
+    fn load(&self, workload: &Workload, time: Duration, topic: &str) -> Load {
+        Load {
+            servers: String::new(),
+            topic: topic.to_owned(),
+            create: false,
+            partitions: workload.partitions,
+            replication_factor: 0,
+            records: None,
+            duration: Some(time.as_secs()),
+            record_bytes: workload.record_bytes,
+            rate: workload.rate,
+            producers: workload.producers,
+            acks: self.acks,
+            compression: Compression::None,
+            linger_ms: 0,
+            batch_bytes: 1 << 20,
+            unacked_bytes: 32 << 20,
+            seed: 1,
+            broker_pids: Vec::new(),
+            output: Output::Json,
+        }
+    }
+
+    async fn measure(
+        &self,
+        workload: &Workload,
+        time: Duration,
+        topic: &str,
+    ) -> anyhow::Result<Measured> {
+        let load = self.load(workload, time, topic);
+        if workload.rate.is_some() {
+            return end_to_end::run(&self.client, &load).await;
+        }
+        let published = produce::run(&self.client, &load).await?;
+        if !workload.read || published.errors > 0 {
+            return Ok(published);
+        }
+        consume::run(&self.client, &Load { duration: None, ..load }).await
+    }
+}
+
+impl Side for Highwater {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn durability(&self) -> &'static str {
+        self.durability
+    }
+
+    fn pids(&self) -> &[u32] {
+        &self.pids
+    }
+
+    fn run<'a>(
+        &'a self,
+        workload: &'a Workload,
+        time: Duration,
+    ) -> BoxFuture<'a, anyhow::Result<Option<Measured>>> {
+        async move {
+            let number = self.topics.fetch_add(1, Ordering::Relaxed);
+            let topic = format!("{}.{}.{number}", self.acks, workload.name);
+            let admin = self.client.admin();
+            let new = NewTopic::new(&topic).partitions(workload.partitions);
+            admin.create_topic(new).await.context("cannot create the topic")?;
+            let measured = self.measure(workload, time, &topic).await;
+            admin.delete_topic(&topic).await.context("cannot delete the topic")?;
+            measured.map(Some)
+        }
+        .boxed()
+    }
+}

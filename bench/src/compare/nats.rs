@@ -1,0 +1,128 @@
+//! NATS JetStream: publishes in flight with awaited acknowledgements; reads through an ordered pull consumer.
+//!
+//! Owns: its client's calls. Never: measures.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{self, stream};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+
+use super::peer::{Ack, Driver, Peer, Publisher, Values};
+use super::{Server, Side};
+
+/// Publishes of one publisher that are under way when there is no schedule.
+const WINDOW: usize = 1000;
+/// Messages that a reader asks for at once.
+const READ_AT_ONCE: usize = 10_000;
+
+struct Nats {
+    addresses: Vec<String>,
+    context: jetstream::Context,
+    replicas: usize,
+}
+
+pub(super) async fn connect(server: &Server, sides: &mut Vec<Box<dyn Side>>) -> anyhow::Result<()> {
+    let (replicas, durability) = match server.setting.as_str() {
+        "nats-r1" => (1, "in the server's memory; synced every 2 minutes"),
+        "nats-r1-always" => (1, "synced"),
+        "nats-r3" => (3, "in a majority's memory; synced every 2 minutes"),
+        _ => (3, "synced on a majority"),
+    };
+    let context = context(&server.addresses).await?;
+    let driver = Nats { addresses: server.addresses.clone(), context, replicas };
+    sides.push(Box::new(Peer::new(&server.setting, durability, &server.pids, driver)));
+    Ok(())
+}
+
+async fn context(addresses: &[String]) -> anyhow::Result<jetstream::Context> {
+    Ok(jetstream::new(async_nats::connect(addresses.to_vec()).await?))
+}
+
+impl Driver for Nats {
+    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
+        async move {
+            let config = stream::Config {
+                name: stream.to_owned(),
+                subjects: vec![stream.to_owned()],
+                storage: stream::StorageType::File,
+                num_replicas: self.replicas,
+                ..stream::Config::default()
+            };
+            self.context.create_stream(config).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
+        async move {
+            self.context.delete_stream(stream).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn publisher<'a>(
+        &'a self,
+        stream: &'a str,
+    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>> {
+        async move {
+            let context = context(&self.addresses).await?;
+            let publisher = NatsPublisher { context, subject: stream.to_owned() };
+            Ok(Arc::new(publisher) as Arc<dyn Publisher>)
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>> {
+        async move {
+            let stream = context(&self.addresses).await?.get_stream(stream).await?;
+            let config = pull::Config {
+                ack_policy: AckPolicy::None,
+                deliver_policy: DeliverPolicy::All,
+                memory_storage: true,
+                num_replicas: 1,
+                ..pull::Config::default()
+            };
+            let consumer = stream.create_consumer(config).await?;
+            let messages = consumer.stream().max_messages_per_batch(READ_AT_ONCE).messages();
+            let chunks = messages.await?.ready_chunks(1024).map(|chunk| {
+                chunk.into_iter().map(|message| Ok(message?.message.payload)).collect()
+            });
+            Ok(chunks.boxed())
+        }
+        .boxed()
+    }
+
+    fn window(&self) -> (usize, usize) {
+        (1, WINDOW)
+    }
+}
+
+struct NatsPublisher {
+    context: jetstream::Context,
+    subject: String,
+}
+
+impl Publisher for NatsPublisher {
+    fn submit(&self, values: Vec<Bytes>) -> BoxFuture<'_, anyhow::Result<Ack>> {
+        async move {
+            let mut acks = Vec::with_capacity(values.len());
+            for value in values {
+                acks.push(self.context.publish(self.subject.clone(), value).await?);
+            }
+            let ack = async move {
+                for ack in acks {
+                    ack.await.context("a publish was not acknowledged")?;
+                }
+                Ok(())
+            };
+            Ok(ack.boxed())
+        }
+        .boxed()
+    }
+}

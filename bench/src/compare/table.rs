@@ -1,0 +1,285 @@
+//! The results: every measurement as JSON, and their medians with spread and ratios as Markdown tables.
+//!
+//! Owns: medians, ratios, units. Never: measures.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Side, Workload};
+use crate::latency::Percentiles;
+use crate::processes::Sample;
+use crate::report::{Machine, Measured};
+
+/// What the other brokers' ratios are of.
+const OURS: [&str; 2] = ["highwater-1 quorum-fsync", "highwater-3 quorum-fsync"];
+
+/// One measurement.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Slot {
+    workload: &'static str,
+    side: String,
+    durability: &'static str,
+    /// Zero is the cold one.
+    round: u32,
+    records_per_second: f64,
+    megabytes_per_second: f64,
+    ack_latency_us: Option<Percentiles>,
+    end_to_end_latency_us: Option<Percentiles>,
+    server_cpu_seconds_per_million_records: Option<f64>,
+    /// Of all its processes together, after the measurement; pages of mapped files left out.
+    server_memory_bytes: Option<u64>,
+}
+
+impl Slot {
+    pub(super) fn new(
+        side: &dyn Side,
+        workload: &Workload,
+        round: u32,
+        measured: &Measured,
+        before: &[Sample],
+        after: &[Sample],
+    ) -> Self {
+        let cpu = |samples: &[Sample]| samples.iter().map(|it| it.cpu_seconds).sum::<f64>();
+        let seconds = measured.seconds.max(f64::MIN_POSITIVE);
+        // A server that is not seen in full is not counted; and what a turn that reads spends also goes into publishing.
+        let seen = !after.is_empty() && before.len() == after.len();
+        let counted = seen && !workload.read;
+        let per_million = (cpu(after) - cpu(before)) * 1e6 / measured.records.max(1) as f64;
+        Self {
+            workload: workload.name,
+            side: side.name().to_owned(),
+            durability: side.durability(),
+            round,
+            records_per_second: measured.records as f64 / seconds,
+            megabytes_per_second: measured.bytes as f64 / 1e6 / seconds,
+            // As fast as it goes, latency is only the length of the queue.
+            ack_latency_us: workload.rate.and(measured.latency.clone()),
+            end_to_end_latency_us: measured.end_to_end.clone(),
+            server_cpu_seconds_per_million_records: counted.then_some(per_million),
+            server_memory_bytes: seen
+                .then(|| after.iter().map(|sample| sample.rss_anonymous_bytes).sum()),
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = self.records_per_second;
+        write!(f, "{rate:>10.0} records/s {:>7.1} MB/s", self.megabytes_per_second)?;
+        if let Some(latency) = &self.ack_latency_us {
+            write!(f, "  ack p50 {} p99 {} us", latency.p50, latency.p99)?;
+        }
+        Ok(())
+    }
+}
+
+/// All measurements of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct Table {
+    rounds: u32,
+    seconds: u64,
+    version: &'static str,
+    optimized: bool,
+    machine: Machine,
+    slots: Vec<Slot>,
+}
+
+/// The middle of some figures, with the least and the greatest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    least: f64,
+    greatest: f64,
+}
+
+impl Spread {
+    fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_by(f64::total_cmp);
+        let (least, greatest) = (*figures.first()?, *figures.last()?);
+        let half = figures.len() / 2;
+        let median = match figures.len() % 2 {
+            0 => f64::midpoint(figures[half - 1], figures[half]),
+            _ => figures[half],
+        };
+        Some(Self { median, least, greatest })
+    }
+
+    /// With the spread, in `digits` behind the point.
+    fn text(found: Option<Self>, digits: usize) -> String {
+        found.map_or_else(String::new, |Self { median, least, greatest }| {
+            format!("{median:.digits$} ({least:.digits$} to {greatest:.digits$})")
+        })
+    }
+}
+
+impl Table {
+    pub(super) fn new(rounds: u32, seconds: u64) -> Self {
+        Self {
+            rounds,
+            seconds,
+            version: env!("CARGO_PKG_VERSION"),
+            optimized: !cfg!(debug_assertions),
+            machine: Machine::look(),
+            slots: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, slot: Slot) {
+        self.slots.push(slot);
+    }
+
+    /// Sides of a workload in the order in which they came.
+    fn sides(&self, workload: &str) -> Vec<&Slot> {
+        let mut sides: Vec<&Slot> = Vec::new();
+        for slot in self.slots.iter().filter(|slot| slot.workload == workload) {
+            if !sides.iter().any(|seen| seen.side == slot.side) {
+                sides.push(slot);
+            }
+        }
+        sides
+    }
+
+    /// A figure of a side over the rounds that count.
+    fn spread(
+        &self,
+        workload: &str,
+        side: &str,
+        figure: impl Fn(&Slot) -> Option<f64>,
+    ) -> Option<Spread> {
+        let counts =
+            |slot: &&Slot| slot.workload == workload && slot.side == side && slot.round > 0;
+        Spread::of(self.slots.iter().filter(counts).filter_map(figure))
+    }
+
+    /// How many times a side's median our two settings reach.
+    fn ratios(&self, workload: &str, side: &str, figure: fn(&Slot) -> Option<f64>) -> String {
+        let median = |name: &str| Some(self.spread(workload, name, figure)?.median);
+        let ratio = |ours: &str| {
+            let ratio = median(ours)? / median(side)?;
+            Some(format!("{ratio:.2} x"))
+        };
+        OURS.map(|ours| ratio(ours).unwrap_or_default()).join(" | ")
+    }
+
+    fn throughput(&self, f: &mut fmt::Formatter<'_>, workload: &str) -> fmt::Result {
+        writeln!(
+            f,
+            "| side | durable when acknowledged | records/s | MB/s | cold, MB/s | server CPU-s per million | server memory, MiB | Highwater, 1 node | Highwater, 3 nodes |"
+        )?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for Slot { side, durability, .. } in self.sides(workload) {
+            let all = |figure: fn(&Slot) -> Option<f64>| self.spread(workload, side, figure);
+            let rate = all(|slot| Some(slot.records_per_second));
+            let cold = self
+                .slots
+                .iter()
+                .find(|slot| slot.round == 0 && slot.workload == workload && slot.side == *side);
+            writeln!(
+                f,
+                "| {side} | {durability} | {} | {} | {} | {} | {} | {} |",
+                Spread::text(rate, 0),
+                all(|slot| Some(slot.megabytes_per_second))
+                    .map_or_else(String::new, |it| format!("{:.0}", it.median)),
+                cold.map_or_else(String::new, |it| format!("{:.0}", it.megabytes_per_second)),
+                Spread::text(all(|slot| slot.server_cpu_seconds_per_million_records), 2),
+                all(|slot| Some(slot.server_memory_bytes? as f64 / f64::from(1 << 20)))
+                    .map_or_else(String::new, |it| format!("{:.0}", it.median)),
+                self.ratios(workload, side, |slot| Some(slot.records_per_second)),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn latency(&self, f: &mut fmt::Formatter<'_>, workload: &str) -> fmt::Result {
+        writeln!(
+            f,
+            "| side | durable when acknowledged | records/s | ack p50, us | ack p99 | ack p99.9 | end to end p50 | end to end p99 | p99 of Highwater, 1 node | p99 of Highwater, 3 nodes |"
+        )?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        for Slot { side, durability, .. } in self.sides(workload) {
+            let text = |figure: fn(&Slot) -> Option<f64>| {
+                Spread::text(self.spread(workload, side, figure), 0)
+            };
+            writeln!(
+                f,
+                "| {side} | {durability} | {} | {} | {} | {} | {} | {} | {} |",
+                text(|slot| Some(slot.records_per_second)),
+                text(|slot| Some(slot.ack_latency_us.as_ref()?.p50 as f64)),
+                text(|slot| Some(slot.ack_latency_us.as_ref()?.p99 as f64)),
+                text(|slot| Some(slot.ack_latency_us.as_ref()?.p99_9 as f64)),
+                text(|slot| Some(slot.end_to_end_latency_us.as_ref()?.p50 as f64)),
+                text(|slot| Some(slot.end_to_end_latency_us.as_ref()?.p99 as f64)),
+                self.ratios(workload, side, |slot| Some(slot.ack_latency_us.as_ref()?.p99 as f64)),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slow = if self.optimized { "" } else { " NOT an optimised build." };
+        writeln!(
+            f,
+            "Medians of {} rounds (lowest to highest) of {} s; all sides take turns in each round. {}.{slow}",
+            self.rounds, self.seconds, self.machine
+        )?;
+        let mut workloads: Vec<&str> = Vec::new();
+        for slot in &self.slots {
+            if !workloads.contains(&slot.workload) {
+                workloads.push(slot.workload);
+            }
+        }
+        for workload in workloads {
+            writeln!(f, "\n### {workload}\n")?;
+            let timed = |slot: &Slot| slot.workload == workload && slot.ack_latency_us.is_some();
+            if self.slots.iter().any(timed) {
+                self.latency(f, workload)?;
+            } else {
+                self.throughput(f, workload)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(side: &str, round: u32, records_per_second: f64) -> Slot {
+        Slot {
+            workload: "publish",
+            side: side.to_owned(),
+            durability: "synced",
+            round,
+            records_per_second,
+            megabytes_per_second: records_per_second / 1000.0,
+            ack_latency_us: None,
+            end_to_end_latency_us: None,
+            server_cpu_seconds_per_million_records: None,
+            server_memory_bytes: None,
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_median_the_spread_the_cold_round_and_the_ratio() {
+        let mut table = Table::new(3, 1);
+        for (round, ours, other) in [(0, 9e6, 1000.0), (1, 4000.0, 2000.0), (2, 6000.0, 1000.0)] {
+            table.add(slot(OURS[0], round, ours));
+            table.add(slot("other", round, other));
+        }
+        let text = table.to_string();
+        let row = "| other | synced | 1500 (1000 to 2000) | 2 | 1 |  |  | 3.33 x |  |";
+        assert!(text.contains(row), "{text}");
+    }
+
+    #[test]
+    fn the_median_of_an_odd_number_is_the_middle_one() {
+        let spread = Spread::of([3.0, 1.0, 20.0].into_iter()).unwrap();
+        assert_eq!(spread, Spread { median: 3.0, least: 1.0, greatest: 20.0 });
+        assert_eq!(Spread::of(std::iter::empty()), None);
+    }
+}

@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::{Bound, Range};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,8 +66,8 @@ struct Shared {
     /// The names in each half: of files whose bytes are in it, and perhaps nowhere else durably. A lock of their own, which
     /// nobody holds while a disk works; taken after that of the journal, if both are.
     names: Mutex<[BTreeSet<Arc<Path>>; 2]>,
-    /// A sync failed.
-    failed: AtomicBool,
+    /// Why a sync failed, the first that did.
+    failed: OnceLock<String>,
     buffers: Buffers,
     /// The file system of the journal: files on another one are none of its business.
     file_system: Option<u64>,
@@ -241,7 +241,7 @@ impl JournaledDisk {
             changed: Condvar::new(),
             names: Mutex::default(),
             buffers: Buffers::default(),
-            failed: AtomicBool::new(false),
+            failed: OnceLock::new(),
         };
         Ok(Self { inner, root: root.to_path_buf(), half_bytes, shared: Arc::new(shared) })
     }
@@ -411,7 +411,7 @@ impl Shared {
         outcome.inspect_err(|error| {
             // What was removed meanwhile needs no syncing.
             if error.kind() != io::ErrorKind::NotFound {
-                self.failed.store(true, Ordering::SeqCst);
+                self.failed.get_or_init(|| error.to_string());
                 self.changed.notify_all();
             }
         })
@@ -419,12 +419,13 @@ impl Shared {
 
     /// An error once a sync has failed.
     fn check(&self) -> io::Result<()> {
-        if self.failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other(
-                "a sync has failed before: what was written since may be lost",
-            ));
+        match self.failed.get() {
+            // Perhaps the only word of it that is heard: the process may end before the one whose sync it was speaks.
+            Some(why) => Err(io::Error::other(format!(
+                "another sync has failed: {why}; what was written since may be lost"
+            ))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -312,7 +312,8 @@ fn after_any_sync_that_failed_no_half_is_used_again_and_the_next_start_puts_all_
             world.sim.sync_tree(root).unwrap_err();
         }
         world.disk.settle_full_half(Duration::ZERO).unwrap_err();
-        world.disk.settle_all().unwrap_err();
+        let said = world.disk.settle_all().unwrap_err().to_string();
+        assert!(said.contains("simulated failure of Sync"), "the first cause is named: {said}");
         world.write(0, 50);
         world.write(1, 50);
         assert!(!world.sync(&[0, 1]), "nothing is acknowledged any more");

@@ -350,6 +350,11 @@ impl Log {
         Active::create(&*self.shared.disk, &self.dir, header, &self.options)
     }
 
+    /// Index of the first entry in the active segment, or of the next one if it is empty.
+    pub fn active_since(&self) -> u64 {
+        self.shared.state.read().segments.back().map_or(0, |active| active.info.first_index)
+    }
+
     /// Append time of the first entry in the active segment; `None` if it is empty.
     pub fn active_since_ms(&self) -> Option<i64> {
         self.active.since_ms

@@ -438,6 +438,7 @@ impl Engine {
             alarm: Alarm::default(),
             pulling: false,
             elections_counted: 0,
+            retained_at: 0,
         };
         // Nobody may look between the two: once the worker has it the replica may lead, and then it must be found.
         let mut replicas = self.inner.replicas.write();
@@ -635,6 +636,7 @@ fn start_worker(
         answers: HashMap::new(),
         next_token: 1,
         dirty: Vec::new(),
+        to_retain: Vec::new(),
         awake: BTreeSet::new(),
         alarms: BTreeMap::new(),
         pulses: Arc::clone(pulses),

@@ -51,6 +51,8 @@ pub(crate) struct Replica {
     /// The files of a snapshot are being fetched.
     pub(crate) pulling: bool,
     pub(crate) elections_counted: u64,
+    /// Where the active segment began at the last look at retention. When another one has begun there may be one too many.
+    pub(crate) retained_at: u64,
 }
 
 impl std::fmt::Debug for Replica {
@@ -78,6 +80,9 @@ pub(crate) struct Worker {
     pub(crate) answers: Answers,
     pub(crate) next_token: u64,
     pub(crate) dirty: Vec<u64>,
+    /// Groups at which retention looks in the next burst: all from time to time, and those that have begun another segment and
+    /// whose size is limited.
+    pub(crate) to_retain: Vec<u64>,
     /// The groups that tick.
     pub(crate) awake: BTreeSet<u64>,
     /// Those that do not, by the tick at which they are looked at again. Some have been woken since.
@@ -120,8 +125,9 @@ impl Worker {
             }
             if now >= next_retention {
                 next_retention = now + self.retention_check;
-                self.retain();
+                self.to_retain = self.replicas.keys().copied().collect();
             }
+            self.retain();
             self.propose();
             self.flush();
             if self.dead {
@@ -375,8 +381,13 @@ impl Worker {
     }
 
     fn retain(&mut self) {
+        if self.to_retain.is_empty() {
+            return;
+        }
         let now_ms = self.clock.wall_ms();
-        for replica in self.replicas.values_mut() {
+        for group in std::mem::take(&mut self.to_retain) {
+            let Some(replica) = self.replicas.get_mut(&group) else { continue };
+            replica.retained_at = replica.core.log_mut().active_since();
             let proposal = retention::check(
                 &mut replica.core,
                 &replica.settings,
@@ -417,6 +428,11 @@ impl Worker {
             }
             if effects.appended_entries > 0 {
                 self.metrics.append_done(effects.appended_bytes, effects.appended_entries);
+                if replica.settings.retention_bytes.is_some()
+                    && replica.core.log_mut().active_since() != replica.retained_at
+                {
+                    self.to_retain.push(group);
+                }
             }
             for outbound in effects.messages {
                 let Some(node) = replica.core.node_of(outbound.message.to) else {

@@ -200,3 +200,27 @@ async fn a_topic_of_many_partitions_is_there_again_after_a_restart() {
     assert!(faulty.is_empty(), "{faulty:?}");
     broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_size_holds_as_soon_as_a_segment_is_full() {
+    let broker =
+        TestBroker::start_with(|config| config.topics.retention_check_ms = 86_400_000).await;
+    let clients = broker.clients();
+    let create = v1::TopicServiceCreateRequest {
+        name: "orders".into(),
+        partitions: 1,
+        config: config(&[("segment.bytes", "1048576"), ("retention.bytes", "1048576")]),
+        ..Default::default()
+    };
+    clients.topics().create(create).await.unwrap();
+    let large = "x".repeat(300 << 10);
+    for _ in 0..12 {
+        clients.publish("orders", 0, &[&large]).await;
+    }
+    let get = v1::TopicServiceGetRequest { name: "orders".into() };
+    until("old segments going before the next look of the day", || async {
+        let topic = clients.topics().get(get.clone()).await.unwrap().into_inner().topic.unwrap();
+        topic.partitions[0].size_bytes < 3 << 20
+    })
+    .await;
+}

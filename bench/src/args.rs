@@ -34,6 +34,10 @@ pub(crate) enum Command {
     /// Other brokers and the machine's limits under the same load; scripts/compare starts them.
     #[cfg(feature = "compare")]
     Compare(crate::compare::CompareArgs),
+    /// The server of the bare tonic limit, which `compare` starts.
+    #[cfg(feature = "compare")]
+    #[command(hide = true)]
+    TonicLimit,
     /// Other brokers under the same load; only in a build with `--features compare`.
     #[cfg(not(feature = "compare"))]
     Compare,

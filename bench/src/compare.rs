@@ -18,9 +18,16 @@ use anyhow::{Context, bail};
 use clap::Args;
 use futures::future::BoxFuture;
 
+use crate::env::Clock;
 use crate::processes::Processes;
 use crate::report::Measured;
 use table::{Slot, Table};
+pub(crate) use tonic_limit::serve as serve_limit;
+
+/// All servers together are at rest when they take less than this part of a core; how often that is looked at, and how long.
+const QUIET_CORES: f64 = 0.3;
+const QUIET_LOOK: Duration = Duration::from_millis(300);
+const QUIET_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The settings of `bench compare`.
 #[derive(Args, Clone, Debug)]
@@ -79,6 +86,13 @@ struct Workload {
     read: bool,
 }
 
+impl Workload {
+    /// Whether all that was published must still be there for this.
+    fn is_read(&self) -> bool {
+        self.read || self.rate.is_some()
+    }
+}
+
 const WORKLOADS: &[Workload] = &[
     publish("publish-1k-1p", 1024, 1, 1),
     publish("publish-1k-4p", 1024, 4, 1),
@@ -130,12 +144,15 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
     }
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
+    let all =
+        Processes::of(&sides.iter().flat_map(|side| side.pids().to_vec()).collect::<Vec<_>>());
     let mut table = Table::new(args.rounds, args.seconds);
     for round in 0..=args.rounds {
         for workload in &workloads {
             for place in 0..sides.len() {
                 // Another one begins each round, so that none has the same one before it always.
                 let side = &sides[(place + round as usize) % sides.len()];
+                quiet(&all).await;
                 if let Some(slot) = turn(side.as_ref(), workload, args, round).await? {
                     eprintln!("round {round} {:<16} {:<28} {slot}", workload.name, side.name());
                     table.add(slot);
@@ -150,14 +167,29 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One measurement, on a disk that has nothing left to write.
+/// Waits until no server has anything left to do of the turn before, and the disk nothing left to write.
+async fn quiet(servers: &Processes) {
+    let clock = Clock::start();
+    let used = || servers.sample().iter().map(|sample| sample.cpu_seconds).sum::<f64>();
+    tokio::task::block_in_place(rustix::fs::sync);
+    let mut before = used();
+    while clock.now() < QUIET_PATIENCE {
+        tokio::time::sleep(QUIET_LOOK).await;
+        let now = used();
+        if now - before < QUIET_CORES * QUIET_LOOK.as_secs_f64() {
+            return;
+        }
+        before = now;
+    }
+}
+
+/// One measurement.
 async fn turn(
     side: &dyn Side,
     workload: &Workload,
     args: &CompareArgs,
     round: u32,
 ) -> anyhow::Result<Option<Slot>> {
-    tokio::task::block_in_place(rustix::fs::sync);
     let processes = Processes::of(side.pids());
     let before = processes.sample();
     let measured = side.run(workload, Duration::from_secs(args.seconds)).await;

@@ -60,6 +60,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Storage(args) => return storage::run(&args),
         #[cfg(feature = "compare")]
         Command::Compare(args) => return runtime()?.block_on(compare::run(&args)),
+        #[cfg(feature = "compare")]
+        Command::TonicLimit => return runtime()?.block_on(compare::serve_limit()),
         #[cfg(not(feature = "compare"))]
         Command::Compare => bail!(
             "this build has no drivers for other brokers: use scripts/compare, or build with --features compare"

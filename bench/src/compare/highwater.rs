@@ -8,12 +8,16 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use highwater_client::{Acks, Client, ClientBuilder, Compression, NewTopic};
+use highwater_client::{Acks, Client, ClientBuilder, Compression, NewTopic, reason};
 
 use super::{Server, Side, Workload};
 use crate::args::{Load, Output};
 use crate::report::Measured;
 use crate::{consume, end_to_end, produce};
+
+/// A topic that is only written to keeps so much and uses the files of what it drops again, as one does that has run for a
+/// while.
+const KEPT_BYTES: u64 = 256 << 20;
 
 struct Highwater {
     name: String,
@@ -108,9 +112,20 @@ impl Side for Highwater {
         time: Duration,
     ) -> BoxFuture<'a, anyhow::Result<Option<Measured>>> {
         async move {
+            let admin = self.client.admin();
+            if !workload.is_read() {
+                let topic = format!("{}.{}", self.acks, workload.name);
+                let kept = KEPT_BYTES.to_string();
+                let new = NewTopic::new(&topic).partitions(workload.partitions);
+                match admin.create_topic(new.config("retention.bytes", kept)).await {
+                    Err(error) if error.reason() != reason::TOPIC_EXISTS => {
+                        return Err(error).context("cannot create the topic");
+                    }
+                    _ => return self.measure(workload, time, &topic).await.map(Some),
+                }
+            }
             let number = self.topics.fetch_add(1, Ordering::Relaxed);
             let topic = format!("{}.{}.{number}", self.acks, workload.name);
-            let admin = self.client.admin();
             let new = NewTopic::new(&topic).partitions(workload.partitions);
             admin.create_topic(new).await.context("cannot create the topic")?;
             let measured = self.measure(workload, time, &topic).await;

@@ -3,6 +3,8 @@
 //! Owns: a server that only answers, and a codec that hands bytes through. Never: stores anything.
 
 use std::convert::Infallible;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::limits::{SLOW, in_records};
 use super::{Side, Workload};
-use crate::env::{Clock, spawn};
+use crate::env::Clock;
 use crate::latency::Latencies;
 use crate::payload::Payloads;
 use crate::report::Measured;
@@ -122,46 +124,58 @@ fn endless(mut payloads: Payloads) -> impl futures::Stream<Item = Bytes> + Send 
     stream::iter(std::iter::from_fn(move || Some(payloads.next())))
 }
 
-/// A client of such a server, which has threads of its own.
+/// Serves until standard input ends, on a port that is printed.
+pub(crate) async fn serve() -> anyhow::Result<()> {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)
+        .context("cannot listen on loopback")?
+        .with_nodelay(Some(true));
+    println!("{}", incoming.local_addr()?);
+    let until_end = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    let ended = tokio::task::spawn_blocking(until_end).map(drop);
+    Server::builder()
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(2 * WINDOW_BYTES)
+        .max_frame_size(Some(1 << 20))
+        .add_service(Limit(Payloads::new(1, MESSAGE_BYTES)))
+        .serve_with_incoming_shutdown(incoming, ended)
+        .await?;
+    Ok(())
+}
+
+/// A client of such a server, which is a process of its own as the brokers are.
 pub(super) struct BareTonic {
     channel: Channel,
     payloads: Payloads,
-    /// `None` once it is being stopped.
-    runtime: Option<tokio::runtime::Runtime>,
+    pids: [u32; 1],
+    server: Child,
 }
 
 impl Drop for BareTonic {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 
 impl BareTonic {
     pub(super) fn start() -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let payloads = Payloads::new(1, MESSAGE_BYTES);
-        let service = Limit(payloads.clone());
-        let guard = runtime.enter();
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)
-            .context("cannot listen on loopback")?
-            .with_nodelay(Some(true));
-        let address = incoming.local_addr()?;
-        let serving = Server::builder()
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(2 * WINDOW_BYTES)
-            .max_frame_size(Some(1 << 20))
-            .add_service(service)
-            .serve_with_incoming(incoming);
-        spawn(serving);
-        drop(guard);
+        let mut server = Command::new(std::env::current_exe()?)
+            .arg("tonic-limit")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the bare server")?;
+        let mut address = String::new();
+        let output = server.stdout.take().context("the bare server has no output")?;
+        BufReader::new(output).read_line(&mut address)?;
+        let address = address.trim();
         let channel = Endpoint::from_shared(format!("http://{address}"))?
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .tcp_nodelay(true)
             .connect_lazy();
-        Ok(Self { channel, payloads, runtime: Some(runtime) })
+        let payloads = Payloads::new(1, MESSAGE_BYTES);
+        Ok(Self { channel, payloads, pids: [server.id()], server })
     }
 
     async fn call(
@@ -235,6 +249,10 @@ impl Side for BareTonic {
 
     fn durability(&self) -> &'static str {
         "none"
+    }
+
+    fn pids(&self) -> &[u32] {
+        &self.pids
     }
 
     fn run<'a>(

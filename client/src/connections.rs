@@ -10,7 +10,6 @@ use highwater_proto::v1;
 use highwater_proto::v1::cluster_service_client::ClusterServiceClient;
 use highwater_proto::v1::consumer_service_client::ConsumerServiceClient;
 use highwater_proto::v1::group_service_client::GroupServiceClient;
-use highwater_proto::v1::producer_service_client::ProducerServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use parking_lot::Mutex;
 use tonic::Code;
@@ -25,7 +24,7 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// The same for all streams of a connection together.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Largest message in either direction: a batch of 4 MiB with room around it.
-const MESSAGE_BYTES_MAX: usize = 8 << 20;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Large frames save work; this is what one write hands over at the most.
 const FRAME_BYTES_MAX: u32 = 256 << 10;
 /// The longest a TCP connection may take to come up, so that another address gets its turn.
@@ -112,13 +111,6 @@ impl Connections {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true))
     }
-}
-
-/// The producer service over a channel.
-pub(crate) fn producer_service(channel: Channel) -> ProducerServiceClient<Channel> {
-    ProducerServiceClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The consumer service over a channel.

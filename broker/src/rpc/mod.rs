@@ -36,7 +36,7 @@ use std::time::Duration;
 use highwater_proto::internal::node_service_server::NodeServiceServer;
 use highwater_proto::internal::raft_transport_service_server::RaftTransportServiceServer;
 use highwater_proto::v1::cluster_service_server::{self, ClusterServiceServer};
-use highwater_proto::v1::consumer_service_server::{self, ConsumerServiceServer};
+use highwater_proto::v1::consumer_service_server;
 use highwater_proto::v1::group_service_server::{self, GroupServiceServer};
 use highwater_proto::v1::producer_service_server::{self, ProducerServiceServer};
 use highwater_proto::v1::topic_service_server::{self, TopicServiceServer};
@@ -139,7 +139,7 @@ impl Servers {
             clock: Arc::clone(&self.shared.clock),
         };
         let producers = ProducerServiceServer::new(produce::Producers { door: door.clone() });
-        let consumers = ConsumerServiceServer::new(consume::Consumers { door: door.clone() });
+        let consumers = consume::ConsumerFront::new(consume::Consumers { door: door.clone() });
         let topics = TopicServiceServer::new(topics::Topics { door: door.clone() });
         let groups = GroupServiceServer::new(groups::Groups { door: door.clone() });
         let clusters = ClusterServiceServer::new(clusters::Clusters { door });
@@ -155,9 +155,7 @@ impl Servers {
             .add_service(
                 producers.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
             )
-            .add_service(
-                consumers.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
-            )
+            .add_service(consumers)
             .add_service(
                 topics.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
             )

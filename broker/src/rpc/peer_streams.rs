@@ -9,19 +9,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::Stream;
-use highwater_proto::internal;
 use highwater_proto::internal::exchange_request::Message;
-use highwater_proto::internal::raft_transport_service_client::RaftTransportServiceClient;
+use highwater_proto::{grpc, internal};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::INTERNAL_MESSAGE_BYTES_MAX;
 use super::dial::Dialer;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerEvents, PeerStreams};
 use crate::env::Tasks;
+
+const EXCHANGE: &str = "/highwater.internal.v1.RaftTransportService/Exchange";
 
 /// Most batches in the queue of a peer.
 const QUEUED_BATCHES_MAX: usize = 1_024;
@@ -208,13 +209,11 @@ impl Connection {
     async fn exchange(&self, events: &dyn PeerEvents, pause: &mut Duration) -> Result<(), String> {
         let connected = self.dialer.connect(&self.address, self.node).await;
         let channel = connected.map_err(|error| describe(&error))?;
-        let mut client = RaftTransportServiceClient::new(channel)
-            .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
         let (queue, batches) = Queue::new();
         let outbound = outbound(events.own_hello(self.node), batches, Arc::clone(&queue.bytes));
         let answer = async {
-            let mut inbound = client.exchange(outbound).await?.into_inner();
+            let inbound = grpc::open(channel, EXCHANGE, outbound, INTERNAL_MESSAGE_BYTES_MAX);
+            let mut inbound: Streaming<internal::ExchangeResponse> = inbound.await?;
             let answer = inbound.message().await?;
             let hello = answer.and_then(|answer| answer.hello);
             let hello = hello.ok_or_else(|| Status::unavailable("no answer to hello"))?;
@@ -245,9 +244,9 @@ fn outbound(
     hello: internal::PeerHello,
     batches: mpsc::Receiver<(u64, internal::PeerBatch)>,
     bytes: Arc<AtomicU64>,
-) -> impl Stream<Item = internal::ExchangeRequest> {
+) -> impl Stream<Item = internal::ExchangeRequest> + Unpin {
     let state = (Some(hello), batches, bytes);
-    futures::stream::unfold(state, |(hello, mut batches, bytes)| async move {
+    let messages = futures::stream::unfold(state, |(hello, mut batches, bytes)| async move {
         let message = match hello {
             Some(hello) => Message::Hello(hello),
             None => {
@@ -258,7 +257,8 @@ fn outbound(
         };
         let request = internal::ExchangeRequest { message: Some(message) };
         Some((request, (None, batches, bytes)))
-    })
+    });
+    Box::pin(messages)
 }
 
 /// An error with what caused it: the transport's own words alone say only "transport error".

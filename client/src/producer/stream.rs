@@ -4,15 +4,18 @@
 
 use std::sync::Arc;
 
-use highwater_proto::v1;
 use highwater_proto::v1::produce_stream_request::Message as Request;
 use highwater_proto::v1::produce_stream_response::Message as Response;
+use highwater_proto::{grpc, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
 
 use crate::client::Client;
-use crate::connections::producer_service;
+use crate::connections::MESSAGE_BYTES_MAX;
 use crate::error::Refusal;
+
+const PRODUCE_STREAM: &str = "/highwater.v1.ProducerService/ProduceStream";
 
 /// What happens on a stream.
 #[derive(Debug)]
@@ -83,9 +86,11 @@ async fn listen(
     let connections = &client.shared.connections;
     let patience = connections.connect_timeout();
     let open = async {
-        let mut service = producer_service(connections.channel(address)?);
-        let answers = service.produce_stream(UnboundedReceiverStream::new(outbound)).await;
-        let mut answers = answers.map_err(|status| Refusal::from_status(&status))?.into_inner();
+        let (channel, outbound) =
+            (connections.channel(address)?, UnboundedReceiverStream::new(outbound));
+        let answers = grpc::open(channel, PRODUCE_STREAM, outbound, MESSAGE_BYTES_MAX).await;
+        let mut answers: Streaming<v1::ProduceStreamResponse> =
+            answers.map_err(|status| Refusal::from_status(&status))?;
         match answers.message().await.map_err(|status| Refusal::from_status(&status))? {
             Some(v1::ProduceStreamResponse { message: Some(Response::Initialized(opened)) }) => {
                 Ok((answers, opened))

@@ -25,8 +25,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Largest message in either direction: a batch of 4 MiB with room around it.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
-/// Large frames save work; this is what one write hands over at the most.
-const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// Largest HTTP/2 frame accepted: one that holds a batch of the usual size is not put together again.
+const FRAME_BYTES_MAX: u32 = 2 << 20;
 /// The longest a TCP connection may take to come up, so that another address gets its turn.
 const TCP_CONNECT_MAX: Duration = Duration::from_secs(5);
 /// A peer that is gone without a word is noticed after these two together.

@@ -14,6 +14,7 @@ mod fetch;
 mod groups;
 mod in_flight;
 mod incoming;
+mod lean;
 mod membership;
 mod nodes;
 mod observe;
@@ -34,11 +35,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_proto::internal::node_service_server::NodeServiceServer;
-use highwater_proto::internal::raft_transport_service_server::RaftTransportServiceServer;
 use highwater_proto::v1::cluster_service_server::{self, ClusterServiceServer};
 use highwater_proto::v1::consumer_service_server;
 use highwater_proto::v1::group_service_server::{self, GroupServiceServer};
-use highwater_proto::v1::producer_service_server::{self, ProducerServiceServer};
+use highwater_proto::v1::producer_service_server;
 use highwater_proto::v1::topic_service_server::{self, TopicServiceServer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -57,14 +57,15 @@ pub(crate) use tls::{Certificates, NodeTls};
 use door::Door;
 use in_flight::ByteBudget;
 use incoming::{Connection, ConnectionLimits};
+use lean::LeanServer;
 use observe::ObserveLayer;
 
 /// HTTP/2 flow control: bytes on their way to this side of one stream.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// The same for all streams of one connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Largest HTTP/2 frame accepted.
-const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// Largest HTTP/2 frame accepted: one that holds a batch of the usual size is not put together again.
+const FRAME_BYTES_MAX: u32 = 2 << 20;
 /// Largest header block accepted.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Largest message on a client listener, either way.
@@ -138,8 +139,8 @@ impl Servers {
             metrics: Arc::clone(&self.shared.metrics),
             clock: Arc::clone(&self.shared.clock),
         };
-        let producers = ProducerServiceServer::new(produce::Producers { door: door.clone() });
-        let consumers = consume::ConsumerFront::new(consume::Consumers { door: door.clone() });
+        let producers = LeanServer::new(produce::Producers { door: door.clone() });
+        let consumers = LeanServer::new(consume::Consumers { door: door.clone() });
         let topics = TopicServiceServer::new(topics::Topics { door: door.clone() });
         let groups = GroupServiceServer::new(groups::Groups { door: door.clone() });
         let clusters = ClusterServiceServer::new(clusters::Clusters { door });
@@ -152,9 +153,7 @@ impl Servers {
         };
         server(streams_max)
             .layer(observe)
-            .add_service(
-                producers.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
-            )
+            .add_service(producers)
             .add_service(consumers)
             .add_service(
                 topics.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
@@ -185,9 +184,7 @@ impl Servers {
             .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
         let closing = self.closing.clone();
-        let raft =
-            RaftTransportServiceServer::new(raft_transport::RaftTransport { events, closing })
-                .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
+        let raft = LeanServer::new(raft_transport::RaftTransport { events, closing });
         server(self.shared.config.limits.streams_per_connection)
             .add_service(nodes)
             .add_service(raft)

@@ -4,15 +4,18 @@
 
 use std::sync::Arc;
 
-use highwater_proto::v1;
 use highwater_proto::v1::subscribe_request::Message as Request;
 use highwater_proto::v1::subscribe_response::Message as Response;
+use highwater_proto::{grpc, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
 
 use crate::client::Client;
-use crate::connections::consumer_service;
+use crate::connections::MESSAGE_BYTES_MAX;
 use crate::error::Refusal;
+
+const SUBSCRIBE: &str = "/highwater.v1.ConsumerService/Subscribe";
 
 /// What happens on a stream.
 #[derive(Debug)]
@@ -82,11 +85,14 @@ async fn listen(
     let connections = &client.shared.connections;
     let patience = connections.connect_timeout();
     let open = async {
-        let mut service = consumer_service(connections.channel(address)?);
-        let answers = service.subscribe(UnboundedReceiverStream::new(outbound)).await;
-        Ok(answers.map_err(|status| Refusal::from_status(&status))?.into_inner())
+        let (channel, outbound) =
+            (connections.channel(address)?, UnboundedReceiverStream::new(outbound));
+        let answers = grpc::open(channel, SUBSCRIBE, outbound, MESSAGE_BYTES_MAX).await;
+        answers.map_err(|status| Refusal::from_status(&status))
     };
-    let mut answers = match tokio::time::timeout(patience, open).await {
+    let mut answers: Streaming<v1::SubscribeResponse> = match tokio::time::timeout(patience, open)
+        .await
+    {
         Ok(Ok(answers)) => answers,
         Ok(Err(refusal)) => return refusal,
         Err(_late) => {

@@ -30,6 +30,10 @@ use crate::args::{Cli, Command, Load, Output};
 use crate::processes::Processes;
 use crate::report::Report;
 
+/// As in the broker: large blocks come and go, and the C library's allocator has the system clear them each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long to look for the cluster.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "highwater/v1/topic.proto",
         "highwater/v1/group.proto",
         "highwater/v1/cluster.proto",
+        "highwater/v1/registry.proto",
         "highwater/internal/v1/raft.proto",
         "highwater/internal/v1/node.proto",
         "highwater/internal/v1/replica.proto",

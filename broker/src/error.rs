@@ -132,6 +132,16 @@ pub enum BrokerError {
         /// Why.
         why: &'static str,
     },
+    /// No such instance of a service is announced, or its lease has ended.
+    #[error(
+        "service '{service}' has no instance '{id}': it was not announced, or its lease has ended; announce it again"
+    )]
+    UnknownInstance {
+        /// The service.
+        service: String,
+        /// The instance's id.
+        id: String,
+    },
     /// A limit was reached; try again when the load is lower.
     #[error("overloaded: {what} is at its limit of {limit}")]
     Overloaded {
@@ -212,6 +222,7 @@ impl BrokerError {
             Self::UnknownGroup { .. } => "UNKNOWN_GROUP",
             Self::GroupNotEmpty { .. } => "GROUP_NOT_EMPTY",
             Self::MemberFenced { .. } => "MEMBER_FENCED",
+            Self::UnknownInstance { .. } => "UNKNOWN_INSTANCE",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull => "DISK_FULL",
             Self::Quarantined { .. } => "QUARANTINED",

@@ -130,6 +130,7 @@ fn figures(node: &Node) -> ScrapeFigures {
         ready: node.ready_state().ready,
         nodes_alive: alive as u64,
         nodes: view.nodes.len() as u64,
+        service_instances: view.registry.len(),
         replicas,
     }
 }

@@ -103,6 +103,8 @@ pub struct ScrapeFigures {
     pub nodes_alive: u64,
     /// Nodes of the cluster.
     pub nodes: u64,
+    /// Instances of services in the registry.
+    pub service_instances: usize,
     /// Every replica on this node.
     pub replicas: Vec<ReplicaFigures>,
 }
@@ -672,6 +674,11 @@ fn scrape_registry(figures: &ScrapeFigures) -> Registry {
         "nodes_alive",
         "Nodes heard from within the election timeout, this one included",
         single(gauge_value(figures.nodes_alive)),
+    );
+    registry.register(
+        "service_instances",
+        "Instances of services in the registry, as this node knows it",
+        count(figures.service_instances),
     );
     registry.register("replicas", "Replicas on this node", count(figures.replicas.len()));
     registry.register("leaders", "Replicas on this node that lead", count(leaders));

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use highwater_proto::internal::*;
+use highwater_proto::v1;
 use metadata_command::Command;
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -193,7 +194,31 @@ fn image() -> MetadataImage {
         next_producer_id: 1_001,
         removed_node_ids: vec![2],
         applied_index: 77,
+        leases: Vec::new(),
     }
+}
+
+fn instance() -> v1::ServiceInstance {
+    v1::ServiceInstance {
+        service: "pricing".into(),
+        id: "5ca1ab1e".into(),
+        address: "10.0.0.7:9000".into(),
+        attributes: BTreeMap::from([("requests".to_owned(), "pricing.requests".to_owned())]),
+        lease_ms: 10_000,
+    }
+}
+
+/// What came with feature level 2: commands, and the image that they lead to.
+fn level_two() -> Vec<Sample> {
+    let grant = GrantLease { instance: Some(instance()) };
+    let ended = EndedLease { service: "pricing".into(), id: "5ca1ab1e".into(), granted_index: 78 };
+    let end = EndLeases { leases: vec![ended] };
+    let leases = vec![LeaseImage { instance: Some(instance()), granted_index: 78 }];
+    vec![
+        sample("grant_lease", command(Command::GrantLease(grant))),
+        sample("end_leases", command(Command::EndLeases(end))),
+        sample("image_with_leases", MetadataImage { leases, feature_level: 2, ..image() }),
+    ]
 }
 
 fn batch() -> PeerBatch {
@@ -328,6 +353,7 @@ fn samples() -> Vec<Sample> {
     all.push(sample("replica", replica));
     all.push(sample("group_key", key));
     all.push(sample("group_value", value));
+    all.extend(level_two());
     all
 }
 

@@ -265,6 +265,7 @@ fn needed_level(command: &Command) -> u32 {
         | Command::RetireNode(_)
         | Command::AddPartitions(_)
         | Command::RaiseFeatureLevel(_) => 1,
+        Command::GrantLease(_) | Command::EndLeases(_) => 2,
     }
 }
 
@@ -324,6 +325,10 @@ fn accepted(
         "" => Ok(outcome),
         "TOPIC_EXISTS" => Err(BrokerError::TopicExists { topic }),
         "UNKNOWN_TOPIC" => Err(BrokerError::UnknownTopic { topic }),
+        "REGISTRY_FULL" => Err(BrokerError::Overloaded {
+            what: "the registry of services",
+            limit: outcome.message,
+        }),
         _ => Err(BrokerError::InvalidArgument {
             field: outcome.reason.to_lowercase(),
             why: outcome.message,
@@ -346,6 +351,17 @@ mod tests {
         let why = check_level(&command, |_| 2, 1).unwrap_err().to_string();
         assert!(why.contains("feature level 2"), "{why}");
         check_level(&command, |_| 2, 2).unwrap();
+    }
+
+    #[test]
+    fn services_are_announced_from_level_two_on() {
+        let grant = command(Command::GrantLease(internal::GrantLease::default()));
+        let end = command(Command::EndLeases(internal::EndLeases::default()));
+        for command in [grant, end] {
+            let why = check_level(&command, needed_level, 1).unwrap_err();
+            assert!(why.is_retriable() && why.to_string().contains("feature level 2"), "{why}");
+            check_level(&command, needed_level, 2).unwrap();
+        }
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl Node {
             heard: Mutex::default(),
             boots: Mutex::default(),
             levels: Mutex::default(),
+            leases: Mutex::default(),
             producer_ids: tokio::sync::Mutex::new((0, 0)),
             unusable: Mutex::default(),
             repairing: Mutex::default(),
@@ -148,6 +149,7 @@ impl Node {
         tasks.spawn(self.clone().pull_loop(pulls));
         tasks.spawn(self.clone().move_loop());
         tasks.spawn(self.clone().steward_loop());
+        tasks.spawn(self.clone().lease_loop());
         tasks.spawn(self.clone().leader_balance_loop());
     }
 

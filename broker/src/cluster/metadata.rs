@@ -17,6 +17,7 @@ use highwater_proto::internal::{
 use prost::Message;
 use tokio::sync::watch;
 
+use super::registry::Registry;
 use super::view::{ClusterView, NodeView, PartitionView, TopicView};
 use super::{GroupId, NodeId, ReplicaId};
 use crate::replica::StateMachine;
@@ -26,7 +27,7 @@ pub(crate) use nodes::{MetadataTarget, removed_message, too_old_message};
 /// Voters of the metadata group; further nodes follow as learners.
 const VOTERS_MAX: usize = 5;
 
-/// The applied state. Cheap to clone: topics are shared.
+/// The applied state. Cheap to clone: topics and services are shared.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metadata {
     pub(crate) cluster_id: String,
@@ -41,6 +42,7 @@ pub(crate) struct Metadata {
     pub(crate) next_group_id: GroupId,
     pub(crate) next_replica_id: ReplicaId,
     pub(crate) next_producer_id: i64,
+    pub(crate) registry: Arc<Registry>,
     /// Index of the last applied command. An image stands at an index of its own, which may be later: not every entry is a command.
     pub(crate) applied_index: u64,
 }
@@ -75,7 +77,7 @@ impl Metadata {
         self.topics.values().map(|topic| topic.partitions.len()).sum()
     }
 
-    fn apply(&mut self, command: &MetadataCommand) -> MetadataOutcome {
+    fn apply(&mut self, index: u64, command: &MetadataCommand) -> MetadataOutcome {
         match &command.command {
             Some(Command::CreateTopic(create)) => self.create_topic(create),
             Some(Command::UpdateTopic(update)) => self.update_topic(update),
@@ -94,6 +96,8 @@ impl Metadata {
             Some(Command::RetireNode(retire)) => self.retire_node(retire.node_id),
             Some(Command::AddPartitions(add)) => self.add_partitions(add),
             Some(Command::RaiseFeatureLevel(raise)) => self.raise_feature_level(raise),
+            Some(Command::GrantLease(grant)) => self.grant_lease(index, grant),
+            Some(Command::EndLeases(end)) => self.end_leases(end),
             None => refused("INVALID_ARGUMENT", "a command that this version does not know"),
         }
     }
@@ -259,6 +263,22 @@ impl Metadata {
         MetadataOutcome::default()
     }
 
+    fn grant_lease(&mut self, index: u64, grant: &internal::GrantLease) -> MetadataOutcome {
+        let Some(instance) = &grant.instance else {
+            return refused("INVALID_ARGUMENT", "a lease without an instance");
+        };
+        match Arc::make_mut(&mut self.registry).grant(instance, index) {
+            Ok(()) => MetadataOutcome::default(),
+            Err(limit) => refused("REGISTRY_FULL", &limit),
+        }
+    }
+
+    fn end_leases(&mut self, end: &internal::EndLeases) -> MetadataOutcome {
+        let registry = Arc::make_mut(&mut self.registry);
+        end.leases.iter().for_each(|lease| registry.end(lease));
+        MetadataOutcome::default()
+    }
+
     fn partition_mut(&mut self, group: GroupId) -> Option<&mut PartitionView> {
         let holds = |topic: &&mut Arc<TopicView>| topic.partitions.iter().any(|p| p.group == group);
         let topic = Arc::make_mut(self.topics.values_mut().find(holds)?);
@@ -297,6 +317,7 @@ impl Metadata {
             nodes: self.nodes.values().map(|image| (image.id, node(image))).collect(),
             removed_nodes: self.removed_nodes.iter().copied().collect(),
             topics: self.topics.clone(),
+            registry: Arc::clone(&self.registry),
             leaders,
         }
     }
@@ -319,6 +340,7 @@ impl Metadata {
             next_producer_id: self.next_producer_id,
             removed_node_ids: self.removed_nodes.iter().copied().collect(),
             applied_index: self.applied_index,
+            leases: self.registry.to_image(),
         }
     }
 
@@ -344,6 +366,7 @@ impl Metadata {
             next_group_id: image.next_group_id,
             next_replica_id: image.next_replica_id,
             next_producer_id: image.next_producer_id,
+            registry: Arc::new(Registry::from_image(image.leases)),
             applied_index: image.applied_index,
         }
     }
@@ -418,7 +441,7 @@ impl MetadataMachine {
 impl StateMachine for MetadataMachine {
     fn apply(&mut self, index: u64, command: &Bytes) -> Bytes {
         let mut outcome = match MetadataCommand::decode(command.clone()) {
-            Ok(command) => self.state.apply(&command),
+            Ok(command) => self.state.apply(index, &command),
             Err(error) => refused("INVALID_ARGUMENT", &format!("undecodable command: {error}")),
         };
         outcome.applied_index = index;
@@ -599,10 +622,19 @@ mod tests {
         apply(&mut machine, 6, reassign(&[1, 5], &[], 1));
         let lease = Command::LeaseProducerIds(internal::LeaseProducerIds { node_id: 1, count: 10 });
         assert_eq!(apply(&mut machine, 7, lease).first_producer_id, 1);
+        let instance = highwater_proto::v1::ServiceInstance {
+            service: "pricing".into(),
+            id: "a".into(),
+            ..Default::default()
+        };
+        let grant = Command::GrantLease(internal::GrantLease { instance: Some(instance) });
+        assert_eq!(apply(&mut machine, 8, grant).reason, "");
+        assert_eq!(machine.state.registry.service("pricing")["a"].granted_index, 8);
         let image = machine.image();
         let mut other = MetadataMachine::new(watch::Sender::new(Arc::default()));
-        other.restore(7, &image).unwrap();
+        other.restore(8, &image).unwrap();
         assert_eq!(other.image(), image);
         assert_eq!(other.state.next_producer_id, 11);
+        assert_eq!(other.state.registry.service("pricing")["a"].granted_index, 8);
     }
 }

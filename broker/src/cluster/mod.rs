@@ -10,6 +10,7 @@ mod founding;
 mod held;
 mod joining;
 mod leadership;
+mod leases;
 mod lifecycle;
 mod metadata;
 mod mover;
@@ -19,6 +20,7 @@ pub mod peer;
 mod placement;
 mod pull;
 mod reconcile;
+mod registry;
 mod repair;
 mod replacing;
 mod steward;
@@ -30,6 +32,8 @@ pub(crate) use commands::{check_partitions, check_topic_name, command};
 pub use founding::FEATURE_LEVEL;
 pub use node::Node;
 pub use options::{NodeConfig, NodeDeps, StartError};
+pub(crate) use registry::check_service_name;
+pub use registry::{Lease, Registry, Service};
 pub use view::{ClusterView, NodeView, PartitionView, ReadyState, TopicView};
 
 /// A broker process, for ever; from 1.

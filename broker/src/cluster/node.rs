@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::founding::Founder;
 use super::joining::Joined;
 use super::leadership::Leadership;
+use super::leases::Leases;
 use super::metadata::Metadata;
 use super::options::{NodeConfig, NodeDeps};
 use super::repair::OutOfService;
@@ -49,6 +50,8 @@ pub(super) struct Inner {
     pub(super) boots: Mutex<BTreeMap<NodeId, (String, u64)>>,
     /// The feature level that each peer said it understands when it last said hello.
     pub(super) levels: Mutex<BTreeMap<NodeId, u32>>,
+    /// Renewals of services' leases, heard while this node leads the metadata group.
+    pub(super) leases: Mutex<Leases>,
     /// Producer ids left of this node's lease: next and end.
     pub(super) producer_ids: tokio::sync::Mutex<(i64, i64)>,
     /// Replicas that are on disk here and cannot be used, and why.

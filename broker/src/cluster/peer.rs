@@ -108,6 +108,12 @@ pub trait PeerCalls: Send + Sync + 'static {
         address: &str,
         request: v1::TopicServiceTrimRequest,
     ) -> Result<v1::TopicServiceTrimResponse, PeerError>;
+    /// NodeService.ForwardRenew.
+    async fn forward_renew(
+        &self,
+        address: &str,
+        request: v1::RegistryServiceRenewRequest,
+    ) -> Result<v1::RegistryServiceRenewResponse, PeerError>;
 }
 
 /// Raft traffic to other nodes: one bounded queue and one stream a peer.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::registry::Registry;
 use super::{GroupId, NodeId, ReplicaId};
 
 /// The cluster as this node knows it; immutable, replaced as a whole.
@@ -24,6 +25,8 @@ pub struct ClusterView {
     pub removed_nodes: Vec<NodeId>,
     /// Topics by name.
     pub topics: BTreeMap<String, Arc<TopicView>>,
+    /// Services and their instances.
+    pub registry: Arc<Registry>,
     /// Leader and epoch of each group, as far as known (own groups and what leaders told).
     pub leaders: BTreeMap<GroupId, (NodeId, u64)>,
 }

@@ -263,6 +263,11 @@ impl PartitionHandle {
         self.shared.visible.borrow().is_leader
     }
 
+    /// Whether this replica leads, and what its predecessors have written is committed and so no longer in question.
+    pub fn is_settled(&self) -> bool {
+        self.shared.visible.borrow().is_settled
+    }
+
     /// First offset that is not readable yet.
     pub fn high_watermark(&self) -> u64 {
         self.shared.visible.borrow().high_watermark

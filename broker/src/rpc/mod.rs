@@ -24,6 +24,7 @@ mod peer_streams;
 mod produce;
 mod produce_stream;
 mod raft_transport;
+mod registry;
 mod sender;
 mod status;
 mod subscribe;
@@ -39,6 +40,7 @@ use highwater_proto::v1::cluster_service_server::{self, ClusterServiceServer};
 use highwater_proto::v1::consumer_service_server;
 use highwater_proto::v1::group_service_server::{self, GroupServiceServer};
 use highwater_proto::v1::producer_service_server;
+use highwater_proto::v1::registry_service_server::{self, RegistryServiceServer};
 use highwater_proto::v1::topic_service_server::{self, TopicServiceServer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -126,6 +128,7 @@ impl Servers {
             topic_service_server::SERVICE_NAME,
             group_service_server::SERVICE_NAME,
             cluster_service_server::SERVICE_NAME,
+            registry_service_server::SERVICE_NAME,
         ] {
             self.health.set_service_status(name, status).await;
         }
@@ -143,7 +146,8 @@ impl Servers {
         let consumers = LeanServer::new(consume::Consumers { door: door.clone() });
         let topics = TopicServiceServer::new(topics::Topics { door: door.clone() });
         let groups = GroupServiceServer::new(groups::Groups { door: door.clone() });
-        let clusters = ClusterServiceServer::new(clusters::Clusters { door });
+        let clusters = ClusterServiceServer::new(clusters::Clusters { door: door.clone() });
+        let services = RegistryServiceServer::new(registry::Services { door });
         let (in_max, out_max) = (MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX);
         let streams_max = self.shared.config.limits.streams_per_connection;
         let reflection = || {
@@ -162,6 +166,7 @@ impl Servers {
                 groups.max_decoding_message_size(in_max).max_encoding_message_size(out_max),
             )
             .add_service(clusters.max_encoding_message_size(out_max))
+            .add_service(services.max_encoding_message_size(out_max))
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

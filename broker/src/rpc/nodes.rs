@@ -170,6 +170,14 @@ impl NodeService for Nodes {
         answer(self.door.trim_here(request.get_ref()).await)
     }
 
+    async fn forward_renew(
+        &self,
+        request: Request<v1::RegistryServiceRenewRequest>,
+    ) -> Result<Response<v1::RegistryServiceRenewResponse>, Status> {
+        self.check(&request)?;
+        answer(self.door.renew_here(request.get_ref()))
+    }
+
     async fn transfer_group(
         &self,
         request: Request<internal::TransferGroupRequest>,

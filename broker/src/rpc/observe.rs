@@ -49,6 +49,11 @@ const METHODS: &[(&str, &str, bool)] = &[
     ("/highwater.v1.ClusterService/AddNode", "ClusterService/AddNode", true),
     ("/highwater.v1.ClusterService/RemoveNode", "ClusterService/RemoveNode", true),
     ("/highwater.v1.ClusterService/Rebalance", "ClusterService/Rebalance", true),
+    ("/highwater.v1.RegistryService/Register", "RegistryService/Register", true),
+    ("/highwater.v1.RegistryService/Renew", "RegistryService/Renew", true),
+    ("/highwater.v1.RegistryService/Deregister", "RegistryService/Deregister", true),
+    ("/highwater.v1.RegistryService/List", "RegistryService/List", true),
+    ("/highwater.v1.RegistryService/Watch", "RegistryService/Watch", false),
     ("/grpc.health.v1.Health/Check", "Health/Check", true),
     ("/grpc.health.v1.Health/Watch", "Health/Watch", false),
 ];

@@ -228,4 +228,15 @@ impl PeerCalls for GrpcPeerCalls {
         };
         self.call(address, request, Duration::ZERO, call).await
     }
+
+    async fn forward_renew(
+        &self,
+        address: &str,
+        request: v1::RegistryServiceRenewRequest,
+    ) -> Result<v1::RegistryServiceRenewResponse, PeerError> {
+        let call = |mut client: NodeServiceClient<Channel>, request| async move {
+            client.forward_renew(request).await
+        };
+        self.call(address, request, Duration::ZERO, call).await
+    }
 }

@@ -40,7 +40,9 @@ impl CallError {
 /// The gRPC code of a reason. Reasons are those of [`BrokerError::reason`].
 pub(super) fn code(reason: &str) -> Code {
     match reason {
-        "UNKNOWN_TOPIC" | "UNKNOWN_PARTITION" | "UNKNOWN_GROUP" => Code::NotFound,
+        "UNKNOWN_TOPIC" | "UNKNOWN_PARTITION" | "UNKNOWN_GROUP" | "UNKNOWN_INSTANCE" => {
+            Code::NotFound
+        }
         "TOPIC_EXISTS" => Code::AlreadyExists,
         "INVALID_BATCH" | "TOO_LARGE" | "INVALID_ARGUMENT" => Code::InvalidArgument,
         "OFFSET_OUT_OF_RANGE" => Code::OutOfRange,
@@ -224,6 +226,7 @@ mod tests {
             BrokerError::UnknownGroup { group: text() },
             BrokerError::GroupNotEmpty { group: text(), members: 2 },
             BrokerError::MemberFenced { cause: "SILENT", why: "x" },
+            BrokerError::UnknownInstance { service: text(), id: text() },
             BrokerError::Overloaded { what: "x", limit: text() },
             BrokerError::DiskFull,
             BrokerError::Quarantined { why: text() },

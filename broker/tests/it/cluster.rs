@@ -17,6 +17,7 @@ mod nodes;
 mod processes;
 mod quiesce;
 mod repair;
+mod services;
 mod tls;
 mod topic_life;
 mod upgrade;

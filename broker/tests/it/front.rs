@@ -1,5 +1,6 @@
 //! What surrounds the services: health, reflection, HTTP, metadata, and what a later version brings.
 
+use highwater_broker::cluster::FEATURE_LEVEL;
 use highwater_proto::v1;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -166,7 +167,7 @@ async fn the_cluster_describes_itself_and_is_healthy() {
     let cluster = clients.cluster().get_cluster(request).await.unwrap().into_inner();
     let info = cluster.broker.unwrap();
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
-    assert!(!info.cluster_id.is_empty() && info.feature_level == 1);
+    assert!(!info.cluster_id.is_empty() && info.feature_level == FEATURE_LEVEL);
     assert_eq!((cluster.topics, cluster.partitions, cluster.nodes.len()), (1, 2, 1));
     assert_eq!(cluster.metadata_leader, info.node_id);
     let node = &cluster.nodes[0];

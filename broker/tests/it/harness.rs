@@ -13,6 +13,7 @@ use highwater_proto::v1::cluster_service_client::ClusterServiceClient;
 use highwater_proto::v1::consumer_service_client::ConsumerServiceClient;
 use highwater_proto::v1::group_service_client::GroupServiceClient;
 use highwater_proto::v1::producer_service_client::ProducerServiceClient;
+use highwater_proto::v1::registry_service_client::RegistryServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -113,6 +114,10 @@ impl Clients {
 
     pub(crate) fn groups(&self) -> GroupServiceClient<Channel> {
         GroupServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn registry(&self) -> RegistryServiceClient<Channel> {
+        RegistryServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn cluster(&self) -> ClusterServiceClient<Channel> {

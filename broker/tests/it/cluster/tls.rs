@@ -1,6 +1,7 @@
 //! Nodes that show one another certificates: a cluster like any other, which nobody else can talk to.
 
 use highwater_broker::StartError;
+use highwater_broker::cluster::FEATURE_LEVEL;
 use highwater_broker::config::Config;
 use highwater_proto::internal;
 use highwater_proto::internal::exchange_request::Message;
@@ -183,7 +184,7 @@ async fn only_a_node_itself_can_send_raft_messages_in_its_name() {
         incarnation: identity.incarnation.clone(),
         boot_counter: identity.boot_counter + 1,
         version: "0.1.0".into(),
-        feature_level: 1,
+        feature_level: FEATURE_LEVEL,
         to_node_id: 1,
     };
     let intruder = |issued: Option<&Issued>| Intruder::new(&address, &office.authority, issued);

@@ -351,7 +351,7 @@ impl Admin {
     }
 
     /// Makes a call on one node after the other, round after round, until one answers or `patience` is over.
-    async fn call_within<Q, A>(
+    pub(crate) async fn call_within<Q, A>(
         &self,
         patience: Duration,
         repeat: Repeat,

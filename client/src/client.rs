@@ -14,6 +14,7 @@ use crate::env::Env;
 use crate::error::{ConnectError, Refusal, reason};
 use crate::metadata::{Metadata, Order};
 use crate::producer::ProducerBuilder;
+use crate::registry::Registry;
 
 /// A connection to a cluster: cheap to clone, `Send + Sync`, shared by any number of producers and consumers.
 ///
@@ -107,6 +108,11 @@ impl Client {
     /// Reads a topic.
     pub fn consumer(&self, topic: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone(), topic.into())
+    }
+
+    /// The registry of services: who is there.
+    pub fn registry(&self) -> Registry {
+        Registry::new(self.clone())
     }
 
     /// Administers the cluster.

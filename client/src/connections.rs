@@ -10,6 +10,7 @@ use highwater_proto::v1;
 use highwater_proto::v1::cluster_service_client::ClusterServiceClient;
 use highwater_proto::v1::consumer_service_client::ConsumerServiceClient;
 use highwater_proto::v1::group_service_client::GroupServiceClient;
+use highwater_proto::v1::registry_service_client::RegistryServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use parking_lot::Mutex;
 use tonic::Code;
@@ -130,6 +131,11 @@ pub(crate) fn group_service(channel: Channel) -> GroupServiceClient<Channel> {
     GroupServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The registry of services over a channel.
+pub(crate) fn registry_service(channel: Channel) -> RegistryServiceClient<Channel> {
+    RegistryServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The cluster service over a channel.

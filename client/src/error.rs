@@ -48,6 +48,8 @@ pub mod reason {
     pub const GROUP_NOT_EMPTY: &str = "GROUP_NOT_EMPTY";
     /// The caller is no member of its consumer group any more.
     pub const MEMBER_FENCED: &str = "MEMBER_FENCED";
+    /// No such instance of a service is announced, or its lease has ended.
+    pub const UNKNOWN_INSTANCE: &str = "UNKNOWN_INSTANCE";
     /// A limit of the broker is reached for now.
     pub const OVERLOADED: &str = "OVERLOADED";
     /// The broker's disk is full.

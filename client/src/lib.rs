@@ -93,6 +93,7 @@ mod metadata;
 mod producer;
 mod record;
 mod refresher;
+mod registry;
 mod types;
 pub mod worker;
 
@@ -107,6 +108,7 @@ pub use group::{
 };
 pub use producer::{Producer, ProducerBuilder, Ticket};
 pub use record::{Ack, Acks, Compression, Event, Header, Record};
+pub use registry::{Instance, Instances, NewInstance, Registration, Registry};
 /// The gRPC status codes that refusals carry.
 pub use tonic::Code;
 pub use types::{

@@ -164,6 +164,9 @@ fn instance(lease: &Lease) -> v1::ServiceInstance {
 
 /// What to tell a watcher that was told this before; none if nothing has changed.
 fn news(told: Option<&Service>, now: &Service) -> Option<v1::RegistryServiceWatchResponse> {
+    if told.is_some_and(|told| std::ptr::eq(told, now)) {
+        return None;
+    }
     let none = BTreeMap::new();
     let before = told.unwrap_or(&none);
     let is_known = |lease: &&Lease| {

@@ -84,8 +84,9 @@ pub(crate) enum Command {
     /// The nodes and how they are doing.
     #[command(subcommand)]
     Cluster(Cluster),
-    /// The registry of services (a later version).
-    Service(Later),
+    /// The registry of services: which instances are there.
+    #[command(subcommand)]
+    Service(Service),
     /// Named sets of broker addresses.
     #[command(subcommand)]
     Profile(Profile),
@@ -101,11 +102,32 @@ pub(crate) enum Command {
     },
 }
 
-/// A verb that a later version brings, with whatever follows it.
-#[derive(Debug, Args)]
-pub(crate) struct Later {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub(crate) rest: Vec<String>,
+#[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// List the instances that are announced.
+    List {
+        /// Of this service only.
+        service: Option<String>,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Show one service's instances; fails if there are none.
+    Describe {
+        /// The service.
+        name: String,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Print a line for each instance of a service that is there, comes, changes or goes.
+    Watch {
+        /// The service.
+        name: String,
+        /// End after so many lines.
+        #[arg(short = 'n', long)]
+        count: Option<u64>,
+        #[command(flatten)]
+        out: Out,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -477,12 +499,5 @@ mod tests {
         assert_eq!(consume.position_or_format, expected);
         let wrong = Cli::try_parse_from(["broker-cli", "consume", "t", "-o", "begin"]);
         assert_eq!(wrong.expect_err("not a position").exit_code(), 2);
-    }
-
-    #[test]
-    fn verbs_of_later_versions_take_whatever_follows() {
-        let line = ["broker-cli", "service", "describe", "s", "--watch"];
-        let Command::Service(later) = Cli::parse_from(line).command else { panic!("no service") };
-        assert_eq!(later.rest.len(), 3);
     }
 }

@@ -8,6 +8,7 @@ mod group;
 mod nodes;
 mod produce;
 pub(crate) mod profile;
+mod service;
 mod topic;
 
 use std::time::Duration;
@@ -100,7 +101,7 @@ pub(crate) async fn run(session: Session, command: Command) -> Result<(), Failur
         Command::Consume(consume) => consume::run(&session, consume).await,
         Command::Cluster(verb) => run_cluster(&session, verb).await,
         Command::Group(verb) => group::run(&session, verb).await,
-        Command::Service(_) => Err(Failure::later("'service'")),
+        Command::Service(verb) => service::run(&session, verb).await,
         Command::Version { out } => version(session.format(out)),
         // Done before there is a session.
         Command::Completion { .. } | Command::Profile(_) => Ok(()),

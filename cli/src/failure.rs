@@ -47,12 +47,6 @@ impl Failure {
         Self::new(Exit::Usage, what)
     }
 
-    /// Something that a later version brings.
-    pub(crate) fn later(what: &str) -> Self {
-        Self::error(format!("{what} comes with a later version"))
-            .mend("'broker-cli --help' lists what works today")
-    }
-
     /// Adds how to mend it.
     pub(crate) fn mend(mut self, mend: impl Into<String>) -> Self {
         self.mend = Some(mend.into());

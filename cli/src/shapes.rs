@@ -3,6 +3,7 @@
 //! Owns: the shapes. Never: prints them, or shares the client's types (those may change, these may only grow).
 
 mod group;
+mod service;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use highwater_client::{
 use serde::Serialize;
 
 pub(crate) use group::{GroupListShape, GroupShape, LagShape, MovedShape, ResetShape};
+pub(crate) use service::{ChangeShape, InstanceShape, ServiceShape};
 
 /// A key, a value or a header's value: text where it is UTF-8, else `{"base64": ...}`.
 #[derive(Debug, Serialize)]

@@ -50,16 +50,6 @@ fn a_node_that_does_not_run_is_not_ready() {
 }
 
 #[test]
-fn verbs_of_later_versions_say_so_and_fail() {
-    let folder = tempfile::tempdir().unwrap();
-    for later in [&["service", "list"][..], &["service", "describe", "s"]] {
-        let output = cli(folder.path(), later);
-        assert_eq!(output.status.code(), Some(1), "{later:?}");
-        assert!(stderr(&output).contains("later version"), "{later:?}: {}", stderr(&output));
-    }
-}
-
-#[test]
 fn deleting_needs_a_yes_where_nobody_can_be_asked() {
     let folder = tempfile::tempdir().unwrap();
     for destructive in [

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use highwater_broker::Broker;
 use highwater_broker::config::Config;
+use highwater_client::{Client, NewInstance};
 
 use crate::{cli, stderr, stdout};
 
@@ -224,4 +225,37 @@ fn a_group_reads_on_where_it_was_shows_its_lag_and_can_be_reset_and_deleted() {
     cluster.done(&["group", "delete", "billing", "--yes"]);
     let gone = cluster.cli(&["group", "describe", "billing"]);
     assert_eq!(gone.status.code(), Some(3), "{}", stderr(&gone));
+}
+
+#[test]
+fn services_are_listed_described_and_watched() {
+    let cluster = Cluster::start();
+    assert_eq!(cluster.json(&["service", "list", "-o", "json"]), serde_json::json!([]));
+    let nobody = cluster.cli(&["service", "describe", "pricing"]);
+    assert_eq!(nobody.status.code(), Some(3), "{}", stderr(&nobody));
+    let registration = cluster.runtime.block_on(async {
+        let client = Client::connect(&cluster.server).await.expect("it connects");
+        let instance = NewInstance::at("10.0.0.7:9000").attribute("requests", "pricing.requests");
+        client.registry().announce("pricing", instance).await.expect("it is announced")
+    });
+    let instance = serde_json::json!({
+        "service": "pricing",
+        "id": registration.id(),
+        "address": "10.0.0.7:9000",
+        "attributes": {"requests": "pricing.requests"},
+        "lease_ms": 10_000,
+    });
+    assert_eq!(cluster.json(&["service", "list", "-o", "json"]), serde_json::json!([instance]));
+    assert_eq!(cluster.json(&["service", "list", "other", "-o", "json"]), serde_json::json!([]));
+    let described = cluster.json(&["service", "describe", "pricing", "-o", "json"]);
+    assert_eq!(described, serde_json::json!({"service": "pricing", "instances": [instance]}));
+    let table = cluster.done(&["service", "list", "pricing"]);
+    assert!(table.starts_with("SERVICE") && table.contains("10.0.0.7:9000"), "{table}");
+    assert!(table.contains("requests=pricing.requests"), "{table}");
+    let watched = cluster.json(&["service", "watch", "pricing", "-n", "1", "-o", "json"]);
+    assert_eq!(watched, serde_json::json!({"change": "up", "instance": instance}));
+    let illegal = cluster.cli(&["service", "list", "a/b"]);
+    assert_eq!(illegal.status.code(), Some(2), "{}", stderr(&illegal));
+    cluster.runtime.block_on(registration.close()).expect("it is taken out");
+    assert_eq!(cluster.json(&["service", "list", "-o", "json"]), serde_json::json!([]));
 }

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use highwater_proto::v1;
 use tonic::Request;
-use tonic::transport::Channel;
 
 use crate::client::Client;
 use crate::config::Backoff;
-use crate::connections::{cluster_service, consumer_service, topic_service};
+use crate::connections::{Guarded, Waits, cluster_service, consumer_service, topic_service};
 use crate::error::{AdminError, Refusal};
 use crate::metadata::{Order, within};
 use crate::record::Event;
@@ -314,7 +313,8 @@ impl Admin {
         let patience = self.client.shared.config.request_timeout;
         let patience = patience.max(options.wait_max + FETCH_GRACE);
         let answer = self
-            .call_within(patience, Repeat::Freely, request, async |channel, request| {
+            .call_within(patience, Repeat::Freely, request, async |channel, mut request| {
+                request.extensions_mut().insert(Waits(options.wait_max));
                 consumer_service(channel).fetch(request).await
             })
             .await?;
@@ -342,7 +342,7 @@ impl Admin {
         &self,
         repeat: Repeat,
         request: Q,
-        call: impl AsyncFn(Channel, Request<Q>) -> Result<tonic::Response<A>, tonic::Status>,
+        call: impl AsyncFn(Guarded, Request<Q>) -> Result<tonic::Response<A>, tonic::Status>,
     ) -> Result<A, AdminError>
     where
         Q: Clone,
@@ -356,7 +356,7 @@ impl Admin {
         patience: Duration,
         repeat: Repeat,
         request: Q,
-        call: impl AsyncFn(Channel, Request<Q>) -> Result<tonic::Response<A>, tonic::Status>,
+        call: impl AsyncFn(Guarded, Request<Q>) -> Result<tonic::Response<A>, tonic::Status>,
     ) -> Result<A, AdminError>
     where
         Q: Clone,
@@ -385,9 +385,7 @@ impl Admin {
                     }
                     Err(refusal) => refusal,
                 };
-                shared
-                    .metadata
-                    .note(&address, refusal.reason() != crate::error::reason::CONNECTION);
+                shared.metadata.note(&address, refusal.is_an_answer());
                 if !worth_repeating(&refusal, repeat) || shared.env.now() >= deadline {
                     return Err(AdminError::Refused(refusal));
                 }

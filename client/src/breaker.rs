@@ -56,6 +56,19 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+impl BreakerPolicy {
+    /// For connections to brokers: opens after three failures in ten seconds if they are half of the calls, and tries again after a second.
+    pub(crate) fn for_connections() -> Self {
+        Self {
+            calls_min: 3,
+            slow_call: Duration::from_millis(1_500),
+            open_for: Duration::from_secs(1),
+            probes: 1,
+            ..Self::default()
+        }
+    }
+}
+
 impl std::fmt::Display for BreakerState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -173,7 +186,7 @@ impl CircuitBreaker {
         if core.generation != generation {
             return false;
         }
-        let slow = took >= self.policy.slow_call;
+        let slow = self.is_slow(took);
         match &mut core.phase {
             Phase::Closed => {
                 self.count(&mut core.parts, failed, slow, now);
@@ -198,6 +211,10 @@ impl CircuitBreaker {
             // Nothing is let through with the generation of an open breaker.
             Phase::Open { .. } => false,
         }
+    }
+
+    pub(crate) fn is_slow(&self, took: Duration) -> bool {
+        took >= self.policy.slow_call
     }
 
     fn part_number(&self, now: Instant) -> u64 {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::admin::Admin;
 use crate::config::{Backoff, ClientBuilder, ClientConfig};
-use crate::connections::Connections;
+use crate::connections::{ConnectionState, Connections};
 use crate::consumer::ConsumerBuilder;
 use crate::env::Env;
 use crate::error::{ConnectError, Refusal, reason};
@@ -113,6 +113,11 @@ impl Client {
     /// The registry of services: who is there.
     pub fn registry(&self) -> Registry {
         Registry::new(self.clone())
+    }
+
+    /// The connections there are so far, and whether calls are let through on them.
+    pub fn connections(&self) -> Vec<ConnectionState> {
+        self.shared.connections.states()
     }
 
     /// Administers the cluster.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
+use crate::breaker::BreakerPolicy;
 use crate::client::Client;
 use crate::env::Env;
 use crate::error::ConnectError;
@@ -56,6 +57,7 @@ pub(crate) struct ClientConfig {
     pub(crate) request_timeout: Duration,
     pub(crate) metadata_age_max: Duration,
     pub(crate) retry: RetryPolicy,
+    pub(crate) breaker: BreakerPolicy,
     pub(crate) seed: Option<u64>,
     /// `None`: connections are in plain text.
     pub(crate) tls: Option<ClientTlsConfig>,
@@ -91,6 +93,7 @@ impl Default for ClientBuilder {
             request_timeout: Duration::from_secs(10),
             metadata_age_max: Duration::from_secs(30),
             retry: RetryPolicy::default(),
+            breaker: BreakerPolicy::for_connections(),
             seed: None,
             tls: None,
         };
@@ -166,6 +169,14 @@ impl ClientBuilder {
     /// After how long consumers look for new partitions although nothing failed. Default: 30 s.
     pub fn metadata_age_max(mut self, age: Duration) -> Self {
         self.config.metadata_age_max = age;
+        self
+    }
+
+    /// When calls to a broker stop being made for a while because they keep failing; each address has a circuit breaker of its
+    /// own, [`Client::connections`](Client::connections) shows them. Default: opens after three failures in ten seconds if they are
+    /// half of the calls or more, or if four fifths took longer than 1.5 s, and lets one call try again after 1 s.
+    pub fn connection_breaker(mut self, policy: BreakerPolicy) -> Self {
+        self.config.breaker = policy;
         self
     }
 

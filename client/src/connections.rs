@@ -1,8 +1,11 @@
 //! Connections to brokers, one for each address, and the generated stubs on top of them.
 //!
-//! Owns: HTTP/2 settings, TLS and message limits. Never: retries; a channel reconnects by itself with the next call.
+//! Owns: HTTP/2 settings, TLS, message limits, and a circuit breaker for each address. Never: retries; a channel reconnects by
+//! itself with the next call.
 
-use std::collections::HashMap;
+mod guarded;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +17,13 @@ use highwater_proto::v1::registry_service_client::RegistryServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
 use parking_lot::Mutex;
 use tonic::Code;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{ClientTlsConfig, Endpoint};
 
+use crate::breaker::{BreakerPolicy, BreakerState, CircuitBreaker};
 use crate::config::ClientConfig;
 use crate::env::Env;
 use crate::error::{Refusal, reason};
+pub(crate) use guarded::{Guarded, Waits};
 
 /// Unread bytes of one stream that a broker may send ahead.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -39,6 +44,15 @@ pub(crate) const CLIENT_VERSION: &str = concat!("highwater-client/", env!("CARGO
 /// The highest feature level the client understands.
 pub(crate) const FEATURE_LEVEL: u32 = 1;
 
+/// A connection to a broker, as its circuit breaker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionState {
+    /// Where the broker is: `host:port`.
+    pub address: String,
+    /// Closed is well; while it is open, calls to this address fail at once.
+    pub state: BreakerState,
+}
+
 /// Channels by address.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -46,7 +60,8 @@ pub(crate) struct Connections {
     connect_timeout: Duration,
     tls: Option<ClientTlsConfig>,
     env: Env,
-    channels: Mutex<HashMap<Arc<str>, Channel>>,
+    policy: BreakerPolicy,
+    channels: Mutex<BTreeMap<Arc<str>, Guarded>>,
 }
 
 impl Connections {
@@ -58,6 +73,7 @@ impl Connections {
             connect_timeout,
             tls: config.tls.clone(),
             env,
+            policy: config.breaker,
             channels: Mutex::default(),
         }
     }
@@ -76,8 +92,18 @@ impl Connections {
         }
     }
 
+    /// The connections there are, by address.
+    pub(crate) fn states(&self) -> Vec<ConnectionState> {
+        let channels = self.channels.lock();
+        let state = |(address, channel): (&Arc<str>, &Guarded)| ConnectionState {
+            address: address.to_string(),
+            state: channel.state(),
+        };
+        channels.iter().map(state).collect()
+    }
+
     /// The channel to an address; connects with its first call.
-    pub(crate) fn channel(&self, address: &Arc<str>) -> Result<Channel, Refusal> {
+    pub(crate) fn channel(&self, address: &Arc<str>) -> Result<Guarded, Refusal> {
         let mut channels = self.channels.lock();
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
@@ -88,7 +114,8 @@ impl Connections {
         })?;
         // The channel starts a task of its own.
         let _runtime = self.env.enter();
-        let channel = endpoint.connect_lazy();
+        let breaker = CircuitBreaker::new(self.policy, self.env.now());
+        let channel = Guarded::new(address, endpoint.connect_lazy(), breaker, self.env.clone());
         channels.insert(address.clone(), channel.clone());
         Ok(channel)
     }
@@ -115,30 +142,30 @@ impl Connections {
 }
 
 /// The consumer service over a channel.
-pub(crate) fn consumer_service(channel: Channel) -> ConsumerServiceClient<Channel> {
+pub(crate) fn consumer_service(channel: Guarded) -> ConsumerServiceClient<Guarded> {
     ConsumerServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The topic service over a channel.
-pub(crate) fn topic_service(channel: Channel) -> TopicServiceClient<Channel> {
+pub(crate) fn topic_service(channel: Guarded) -> TopicServiceClient<Guarded> {
     TopicServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The group service over a channel.
-pub(crate) fn group_service(channel: Channel) -> GroupServiceClient<Channel> {
+pub(crate) fn group_service(channel: Guarded) -> GroupServiceClient<Guarded> {
     GroupServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The registry of services over a channel.
-pub(crate) fn registry_service(channel: Channel) -> RegistryServiceClient<Channel> {
+pub(crate) fn registry_service(channel: Guarded) -> RegistryServiceClient<Guarded> {
     RegistryServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The cluster service over a channel.
-pub(crate) fn cluster_service(channel: Channel) -> ClusterServiceClient<Channel> {
+pub(crate) fn cluster_service(channel: Guarded) -> ClusterServiceClient<Guarded> {
     ClusterServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }

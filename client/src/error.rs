@@ -70,6 +70,8 @@ pub mod reason {
     pub const INTERNAL: &str = "INTERNAL";
     /// Not from a broker: the connection failed or broke.
     pub const CONNECTION: &str = "CONNECTION";
+    /// Not from a broker: calls to this one kept failing, and for a moment none is made. Nothing was sent.
+    pub const CIRCUIT_OPEN: &str = "CIRCUIT_OPEN";
 }
 
 /// Where a partition's leader is, as a broker that does not lead it knows.
@@ -183,6 +185,11 @@ impl Refusal {
         self.may_have_been_written
     }
 
+    /// Whether a broker said so, rather than that none could be asked.
+    pub(crate) fn is_an_answer(&self) -> bool {
+        !matches!(self.reason(), reason::CONNECTION | reason::CIRCUIT_OPEN)
+    }
+
     /// The machine-readable reason.
     pub fn reason(&self) -> &str {
         &self.reason
@@ -205,6 +212,7 @@ fn judge(word: &str) -> (bool, bool) {
         | reason::DISK_FULL
         | reason::QUARANTINED
         | reason::NOT_READY
+        | reason::CIRCUIT_OPEN
         | reason::TIMEOUT => (true, false),
         reason::OUTCOME_UNKNOWN | reason::CONNECTION => (true, true),
         reason::INTERNAL => (false, true),

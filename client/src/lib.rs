@@ -98,8 +98,10 @@ mod types;
 pub mod worker;
 
 pub use admin::Admin;
+pub use breaker::{BreakerPolicy, BreakerState};
 pub use client::Client;
 pub use config::{ClientBuilder, DEFAULT_PORT, RetryPolicy, SERVERS_VARIABLE};
+pub use connections::ConnectionState;
 pub use consumer::{ConsumerBuilder, EventBatch, Events};
 pub use error::{AdminError, ConnectError, ConsumeError, LeaderHint, Refusal, SendError, reason};
 pub use group::{

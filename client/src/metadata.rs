@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use highwater_proto::v1;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -18,6 +20,9 @@ use crate::error::{Refusal, reason};
 
 /// The longest one node may take to answer before the next is asked.
 const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+/// After so long without an answer the next node is asked too: one that is stopped or cut off must not hold up who it was that
+/// took over from it.
+const HEDGE: Duration = Duration::from_millis(200);
 /// How long a topic that no node knows may still be on its way to them, right after its creation.
 const UNKNOWN_TOPIC_GRACE: Duration = Duration::from_millis(500);
 /// How long a node that did not answer is asked last.
@@ -190,8 +195,23 @@ impl Metadata {
         }
         let mut unknown = None;
         let mut last = None;
-        for address in self.candidates(Order::Turns) {
-            match self.ask(connections, &address, topic).await {
+        let candidates = self.candidates(Order::Turns);
+        let mut next = candidates.iter();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            let address = next.next();
+            asked.extend(address.map(|address| self.ask(connections, address, topic)));
+            let answer = match tokio::time::timeout(HEDGE, asked.next()).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => break,
+                Err(_late) => {
+                    if let Some(address) = address {
+                        self.note(address, false);
+                    }
+                    continue;
+                }
+            };
+            match answer {
                 Ok(()) => match self.cached(topic).filter(|view| view.generation > seen) {
                     Some(view) => return Ok(view),
                     None => {

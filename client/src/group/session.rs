@@ -252,7 +252,7 @@ impl Session {
                     Refusal::connection(format!("{address} let nobody join within {patience:?}"))
                 }
             };
-            self.client.shared.metadata.note(&address, refusal.reason() != reason::CONNECTION);
+            self.client.shared.metadata.note(&address, refusal.is_an_answer());
             if refusal.reason() == reason::MEMBER_FENCED {
                 return Err(Over::Lost(refusal));
             }

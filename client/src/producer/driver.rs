@@ -27,9 +27,12 @@ use crate::refresher::{News, Refresher, earliest, sleep_until};
 
 /// What a broker may take longer than the request timeout it was told, before its stream is given up.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
-/// How long answers may be out before the driver asks whether somebody else leads by now: a leader that is cut off or stopped
-/// says nothing.
+/// How long an answer may be out before the driver asks whether somebody else leads by now: a leader that is cut off answers
+/// for other partitions only.
 const SUSPICION: Duration = Duration::from_secs(1);
+/// The same for a stream on which nothing at all is heard while answers are out: a broker that is stopped or unreachable. Shorter
+/// than an election, so that it is the election that a publisher waits for; longer than most syncs of a busy disk.
+const SILENCE: Duration = Duration::from_millis(300);
 /// Happenings taken in at once.
 const EVENTS_AT_ONCE: usize = 256;
 
@@ -40,6 +43,7 @@ struct Line {
     ready: bool,
     /// The broker said goodbye: only answers come.
     leaving: bool,
+    last_heard: Instant,
 }
 
 /// See the module.
@@ -111,8 +115,9 @@ impl Driver {
             }
             tokio::select! {
                 _count = self.heard.recv_many(&mut events, EVENTS_AT_ONCE) => {
+                    let now = self.shared.client.shared.env.now();
                     for (stream, heard) in events.drain(..) {
-                        self.on_heard(stream, heard);
+                        self.on_heard(stream, heard, now);
                     }
                 }
                 answer = self.refresher.answer() => self.on_metadata(answer),
@@ -180,7 +185,9 @@ impl Driver {
         }
         stalled.extend(partition.stalled_stream(now, try_max));
         let mut deadline = earliest(partition.next_deadline(try_max), gathered_until);
-        if let Some(suspect_at) = partition.waiting_since().map(|since| since + SUSPICION) {
+        if let Some(sent) = partition.oldest_sent() {
+            let heard = self.lines.get(&sent.stream).map_or(sent.at, |line| line.last_heard);
+            let suspect_at = (sent.at + SUSPICION).min(sent.at.max(heard) + SILENCE);
             if suspect_at <= now {
                 self.refresher.want();
             } else {
@@ -234,12 +241,12 @@ impl Driver {
         // The first stream brings the producer id that all others carry too.
         let first = self.shared.settings.idempotent && self.identity.is_none();
         if !(first && self.lines.values().any(|line| !line.ready)) {
-            self.open(leader.address);
+            self.open(leader.address, now);
         }
         Route::Waiting
     }
 
-    fn open(&mut self, address: Arc<str>) {
+    fn open(&mut self, address: Arc<str>, now: Instant) {
         let client = &self.shared.client;
         let init = v1::ProduceInit {
             client: Some(client.shared.connections.client_info()),
@@ -250,7 +257,8 @@ impl Driver {
         let id = self.next_stream;
         let stream = Stream::open(client, address.clone(), init, id, self.heard_in.clone());
         self.by_address.insert(address.clone(), id);
-        self.lines.insert(id, Line { stream, address, ready: false, leaving: false });
+        self.lines
+            .insert(id, Line { stream, address, ready: false, leaving: false, last_heard: now });
     }
 
     /// Sends what is to be sent of a partition; returns when a lingering batch is due.
@@ -353,11 +361,12 @@ impl Driver {
         }
     }
 
-    fn on_heard(&mut self, stream: u64, heard: Heard) {
-        if !self.lines.contains_key(&stream) {
+    fn on_heard(&mut self, stream: u64, heard: Heard, now: Instant) {
+        let Some(line) = self.lines.get_mut(&stream) else {
             // Of a stream that was given up before: its batches have gone elsewhere.
             return;
-        }
+        };
+        line.last_heard = now;
         match heard {
             Heard::Opened(opened) => self.on_opened(stream, &opened),
             Heard::Ack(ack) => self.on_ack(stream, &ack),

@@ -335,9 +335,9 @@ impl Partition {
         self.pending.iter().filter(|pending| pending.outcome.is_none()).map(of).min()
     }
 
-    /// When the oldest try under way was sent.
-    pub(crate) fn waiting_since(&self) -> Option<Instant> {
-        self.pending.iter().filter_map(|pending| pending.sent).map(|sent| sent.at).min()
+    /// The oldest try under way.
+    pub(crate) fn oldest_sent(&self) -> Option<Sent> {
+        self.pending.iter().filter_map(|pending| pending.sent).min_by_key(|sent| sent.at)
     }
 
     /// A stream on which a try has taken too long.

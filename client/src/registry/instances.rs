@@ -157,7 +157,7 @@ impl Watcher {
                     Refusal::connection(text)
                 }
             };
-            metadata.note(&address, last.reason() != reason::CONNECTION);
+            metadata.note(&address, last.is_an_answer());
             if !last.is_retriable() {
                 break;
             }

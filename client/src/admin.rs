@@ -298,7 +298,8 @@ impl Admin {
         partition: u32,
         options: FetchOptions,
     ) -> Result<Fetched, AdminError> {
-        let wait_ms_max = u32::try_from(options.wait_max.as_millis()).unwrap_or(u32::MAX);
+        let wait_max = options.wait_max;
+        let wait_ms_max = u32::try_from(wait_max.as_millis()).unwrap_or(u32::MAX);
         let request = v1::FetchRequest {
             topic: topic.to_owned(),
             topic_id: String::new(),
@@ -311,10 +312,10 @@ impl Admin {
             format: v1::FetchFormat::Records.into(),
         };
         let patience = self.client.shared.config.request_timeout;
-        let patience = patience.max(options.wait_max + FETCH_GRACE);
+        let patience = patience.max(wait_max + FETCH_GRACE);
         let answer = self
-            .call_within(patience, Repeat::Freely, request, async |channel, mut request| {
-                request.extensions_mut().insert(Waits(options.wait_max));
+            .call_within(patience, Repeat::Freely, request, async move |channel, mut request| {
+                request.extensions_mut().insert(Waits(wait_max));
                 consumer_service(channel).fetch(request).await
             })
             .await?;

@@ -57,12 +57,13 @@ pub enum BreakerState {
 }
 
 impl BreakerPolicy {
-    /// For connections to brokers: opens after three failures in ten seconds if they are half of the calls, and tries again after a second.
+    /// For connections to brokers: opens after three failures in ten seconds if they are half of the calls, and tries again
+    /// after a quarter of a second: a broker that was started again must not be waited for.
     pub(crate) fn for_connections() -> Self {
         Self {
             calls_min: 3,
             slow_call: Duration::from_millis(1_500),
-            open_for: Duration::from_secs(1),
+            open_for: Duration::from_millis(250),
             probes: 1,
             ..Self::default()
         }

@@ -174,7 +174,8 @@ impl ClientBuilder {
 
     /// When calls to a broker stop being made for a while because they keep failing; each address has a circuit breaker of its
     /// own, [`Client::connections`](Client::connections) shows them. Default: opens after three failures in ten seconds if they are
-    /// half of the calls or more, or if four fifths took longer than 1.5 s, and lets one call try again after 1 s.
+    /// half of the calls or more, or if four fifths took longer than 1.5 s, and lets one call try again after
+    /// 250 ms.
     pub fn connection_breaker(mut self, policy: BreakerPolicy) -> Self {
         self.config.breaker = policy;
         self

@@ -15,7 +15,7 @@ use super::Instance;
 use crate::client::Client;
 use crate::config::Backoff;
 use crate::connections::registry_service;
-use crate::error::{AdminError, Refusal, reason};
+use crate::error::{AdminError, Refusal};
 use crate::metadata::Order;
 
 /// The longest one node may take to tell who is there before the next is asked.

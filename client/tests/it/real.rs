@@ -11,8 +11,8 @@ use futures::StreamExt;
 use highwater_broker::Broker;
 use highwater_broker::config::Config;
 use highwater_client::{
-    Ack, Acks, Client, Compression, Event, FetchOptions, NewTopic, PartitionState, Producer,
-    Record, SendError, Start, Ticket,
+    Ack, Acks, BreakerState, Client, Compression, Event, FetchOptions, NewTopic, PartitionState,
+    Producer, Record, SendError, Start, Ticket, reason,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -267,6 +267,55 @@ async fn one_node_keeps_events_once_and_in_order_over_restarts() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     })
     .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_to_start_again_while_every_node_in_turn_does_twenty_times() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    create(&client, 3).await;
+    under_load(&client, 3, async {
+        for restart in 0..20 {
+            cluster.restart(restart % 3).await;
+        }
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_to_a_broker_that_is_gone_fail_at_once_until_it_is_back() {
+    let mut cluster = Cluster::start(1).await;
+    let builder = Client::builder()
+        .servers(cluster.nodes[0].client_address.as_str())
+        .request_timeout(Duration::from_millis(500));
+    let client = soon(builder.connect()).await.unwrap();
+    let state = || client.connections()[0].state;
+    assert_eq!(state(), BreakerState::Closed);
+    let broker = cluster.nodes[0].broker.take().unwrap();
+    soon(broker.stop()).await;
+    drop(broker);
+    let failing = async {
+        loop {
+            let error = client.admin().list_topics(false).await.unwrap_err();
+            assert!(error.is_retriable(), "{error}");
+            if error.reason() == reason::CIRCUIT_OPEN {
+                assert!(!error.may_have_been_written());
+                assert!(error.to_string().contains(&cluster.nodes[0].client_address), "{error}");
+                return;
+            }
+        }
+    };
+    soon(failing).await;
+    cluster.launch(0).await;
+    cluster.wait_ready(0).await;
+    let recovering = async {
+        while client.admin().list_topics(false).await.is_err() || state() != BreakerState::Closed {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(recovering).await;
     cluster.stop().await;
 }
 

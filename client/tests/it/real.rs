@@ -296,6 +296,7 @@ async fn calls_to_a_broker_that_is_gone_fail_at_once_until_it_is_back() {
     let broker = cluster.nodes[0].broker.take().unwrap();
     soon(broker.stop()).await;
     drop(broker);
+    cluster.kill(0);
     let failing = async {
         loop {
             let error = client.admin().list_topics(false).await.unwrap_err();

@@ -65,7 +65,7 @@ impl Node {
         let leader = leader.filter(|node| *node != self.id() && self.is_alive(*node));
         let leader = leader.and_then(|node| view.nodes.get(&node));
         let leader = leader.ok_or("the partition has no leader")?;
-        let request = GetPartitionsRequest { group_ids: vec![partition.group] };
+        let request = GetPartitionsRequest { group_ids: vec![partition.group], wants_ends: false };
         let answer = self.inner.deps.calls.get_partitions(&leader.internal_address, request).await;
         let answer = answer.map_err(|error| error.to_string())?;
         let led = answer.groups.into_iter().find_map(|group| group.partition);

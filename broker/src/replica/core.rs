@@ -4,7 +4,7 @@
 //! offsets a batch gets, who is told what. Synchronous: messages, ticks and proposals go in, [`Effects`] come out. Never: a
 //! clock, a socket, a thread or an await; it runs in a plain `#[test]` and in the simulator.
 //!
-//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/quiesce.rs` lets groups sleep; `core/open.rs` creates and recovers; this file is what drivers call.
+//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/reads.rs` proves that it leads; `core/quiesce.rs` lets groups sleep; `core/open.rs` creates and recovers; this file is what drivers call.
 
 #[cfg(test)]
 mod full_disk_tests;
@@ -16,12 +16,17 @@ mod members_tests;
 mod open;
 mod propose;
 mod quiesce;
+mod reads;
+#[cfg(test)]
+mod reads_tests;
 mod ready;
 mod rebuild;
 #[cfg(test)]
 mod reopen_tests;
 #[cfg(test)]
 mod test_access;
+#[cfg(test)]
+mod test_group;
 mod waiters;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -48,6 +53,7 @@ pub(crate) use waiters::Answer;
 pub use waiters::Appended;
 
 use self::quiesce::Quiescence;
+use self::reads::Reads;
 use self::ready::RoomFor;
 use self::waiters::Waiters;
 use super::checkpoint::SmallFiles;
@@ -246,6 +252,7 @@ pub(crate) struct Core {
     /// Nobody has asked for the members since they changed.
     members_changed: bool,
     quiescence: Quiescence,
+    reads: Reads,
 }
 
 impl Core {
@@ -548,6 +555,7 @@ impl Core {
         self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
             why: "the replica was removed; was its topic deleted?",
         });
+        self.refuse_reads(effects);
     }
 
     /// Takes this replica out of service: it neither votes nor acknowledges any more, and says why. Its data stays.
@@ -580,6 +588,7 @@ impl Core {
             self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
                 why: "the replica was quarantined before the batch was committed",
             });
+            self.refuse_reads(effects);
         }
     }
 
@@ -602,6 +611,7 @@ impl Core {
                 self.waiters.fail_all(effects, || BrokerError::OutcomeUnknown {
                     why: "this replica lost the leadership before the batch was committed",
                 });
+                self.refuse_reads(effects);
             }
             if now.0 == StateRole::PreCandidate || now.0 == StateRole::Candidate {
                 self.elections += 1;

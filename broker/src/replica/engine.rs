@@ -434,6 +434,7 @@ impl Engine {
             settings,
             effects: Effects::default(),
             proposals: Vec::new(),
+            proofs: Vec::new(),
             dirty: false,
             alarm: Alarm::default(),
             pulling: false,

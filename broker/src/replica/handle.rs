@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_proto::batch::{BatchHeader, BatchView};
@@ -22,6 +23,9 @@ use super::inbox::{Inbox, Input};
 use super::members::{Follower, Members, Step};
 use super::partition_reader::{PartitionReader, Stored};
 use crate::error::BrokerError;
+
+/// Longest wait for the proof that a replica leads. One that does not any more finds out by itself within two election timeouts.
+const PROOF_MAX: Duration = Duration::from_secs(3);
 
 /// The answer to one append, in the future. Dropping it gives up the answer, not the append.
 #[derive(Debug)]
@@ -258,6 +262,29 @@ impl PartitionHandle {
         }
     }
 
+    /// Proves that this replica still leads after this was called, and answers what it sees then: its high watermark is at least the
+    /// end of everything acknowledged (durable on a quorum) before. Fails with `NotLeader` if it does not lead any more.
+    async fn prove_leadership(&self) -> Result<Visible, BrokerError> {
+        self.check_leads()?;
+        let (sender, answer) = oneshot::channel();
+        self.inbox.push(Input::Prove { group: self.shared.group, answer: sender });
+        match tokio::time::timeout(PROOF_MAX, answer).await {
+            Ok(Ok(Ok(Answer::Leads(visible)))) => Ok(visible),
+            Ok(Err(_)) => Err(BrokerError::NotLeader { leader: None }),
+            Ok(other) => Err(unexpected(other)),
+            Err(_) => Err(BrokerError::NotReady {
+                why: format!(
+                    "this node may not lead the partition any more: no majority of the replicas has confirmed it within {PROOF_MAX:?}"
+                ),
+            }),
+        }
+    }
+
+    /// The end of the partition: at least that of everything that was acknowledged (durable on a quorum) before this was called.
+    pub async fn end_offset(&self) -> Result<u64, BrokerError> {
+        Ok(self.prove_leadership().await?.high_watermark)
+    }
+
     /// Whether this replica leads.
     pub fn is_leader(&self) -> bool {
         self.shared.visible.borrow().is_leader
@@ -284,7 +311,7 @@ impl PartitionHandle {
     }
 
     /// Waits until the record at `offset` is readable. Fails with `NotLeader` when leadership moves, `OffsetOutOfRange` when
-    /// the offset is below the log's start or, on a leader that has committed in its own term, above the log's end.
+    /// the offset is below the log's start or, on a leader that has just proved that it leads, above the log's end.
     pub async fn wait_readable(&self, offset: u64) -> Result<(), BrokerError> {
         let mut visible = self.shared.visible.subscribe();
         loop {
@@ -292,8 +319,16 @@ impl PartitionHandle {
             if !now.is_leader {
                 return Err(self.not_leader(&now));
             }
-            if offset < now.log_start_offset || (now.is_settled && offset > now.log_end_offset) {
-                return Err(out_of_range(i64::try_from(offset).unwrap_or(i64::MAX), &now));
+            if offset < now.log_start_offset {
+                return Err(out_of_range(wire(offset), &now));
+            }
+            if now.is_settled && offset > now.log_end_offset {
+                // Or others have written more, and it is this replica that is behind.
+                let proved = self.prove_leadership().await?;
+                if offset > proved.log_end_offset {
+                    return Err(out_of_range(wire(offset), &proved));
+                }
+                continue;
             }
             if offset < now.high_watermark {
                 return Ok(());
@@ -315,7 +350,7 @@ impl PartitionHandle {
         if from >= visible.high_watermark {
             return Ok(Stored { entries: Vec::new(), next_offset: from });
         }
-        let asked = i64::try_from(from).unwrap_or(i64::MAX);
+        let asked = wire(from);
         if from < visible.log_start_offset {
             return Err(out_of_range(asked, &visible));
         }
@@ -338,8 +373,9 @@ impl PartitionHandle {
         read.map_err(|error| BrokerError::Internal(error.to_string()))
     }
 
-    /// The offset that a position means now. A position behind the last record by time means the high watermark.
-    pub fn resolve(&self, position: &v1::Position) -> Result<u64, BrokerError> {
+    /// The offset that a position means now. A position behind the last record by time means the high watermark. What depends on where
+    /// the partition ends waits for the proof that this replica leads.
+    pub async fn resolve(&self, position: &v1::Position) -> Result<u64, BrokerError> {
         use v1::position::At;
         let visible = *self.shared.visible.borrow();
         if !visible.is_leader {
@@ -347,16 +383,23 @@ impl PartitionHandle {
         }
         match position.at {
             None | Some(At::Start(_)) => Ok(visible.log_start_offset),
-            Some(At::End(_)) => Ok(visible.high_watermark),
+            Some(At::End(_)) => self.end_offset().await,
             Some(At::Offset(asked)) => {
                 let offset = u64::try_from(asked).map_err(|_| out_of_range(asked, &visible))?;
-                let beyond = visible.is_settled && offset > visible.log_end_offset;
-                if offset < visible.log_start_offset || beyond {
+                if offset < visible.log_start_offset {
                     return Err(out_of_range(asked, &visible));
+                }
+                if visible.is_settled && offset > visible.log_end_offset {
+                    let proved = self.prove_leadership().await?;
+                    if offset > proved.log_end_offset {
+                        return Err(out_of_range(asked, &proved));
+                    }
                 }
                 Ok(offset)
             }
-            Some(At::TimestampMs(timestamp_ms)) => self.resolve_time(timestamp_ms, &visible),
+            Some(At::TimestampMs(timestamp_ms)) => {
+                self.resolve_time(timestamp_ms, &self.prove_leadership().await?)
+            }
         }
     }
 
@@ -382,9 +425,12 @@ impl PartitionHandle {
     /// Moves the start of the log up, replicated; answers with the new start once applied here.
     pub async fn trim(&self, to_offset: u64) -> Result<u64, BrokerError> {
         self.check_leads()?;
-        let visible = *self.shared.visible.borrow();
+        let mut visible = *self.shared.visible.borrow();
         if to_offset > visible.high_watermark {
-            return Err(out_of_range(i64::try_from(to_offset).unwrap_or(i64::MAX), &visible));
+            visible = self.prove_leadership().await?;
+        }
+        if to_offset > visible.high_watermark {
+            return Err(out_of_range(wire(to_offset), &visible));
         }
         match self.propose(ProposalBody::AdvanceLogStart(to_offset)).await {
             Ok(Ok(Answer::LogStart(start))) => Ok(start),
@@ -395,6 +441,13 @@ impl PartitionHandle {
     /// Commits an entry that changes nothing: done only if this replica leads, and has applied all that was committed before.
     pub(crate) async fn confirm_leadership(&self) -> Result<(), BrokerError> {
         self.trim(self.log_start_offset()).await.map(drop)
+    }
+
+    /// The state of the replica, which still led after this was called: its high watermark is at least the end of everything
+    /// acknowledged before.
+    pub async fn proved_status(&self) -> Result<PartitionStatus, BrokerError> {
+        self.prove_leadership().await?;
+        Ok(self.status())
     }
 
     /// The state of the replica at this moment.
@@ -477,6 +530,11 @@ fn unexpected(
         Ok(Err(error)) => error,
         Err(_) => BrokerError::OutcomeUnknown { why: "the replica stopped" },
     }
+}
+
+/// An offset as the wire has it. Offsets are below `i64::MAX` by construction, those that clients ask for need not be.
+fn wire(offset: u64) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
 }
 
 fn out_of_range(offset: i64, visible: &Visible) -> BrokerError {

@@ -40,6 +40,8 @@ pub(crate) enum Input {
     },
     /// Something to append.
     Propose { group: u64, body: ProposalBody, answer: oneshot::Sender<Result<Answer, BrokerError>> },
+    /// Prove that this replica leads; answered with what it sees then.
+    Prove { group: u64, answer: oneshot::Sender<Result<Answer, BrokerError>> },
     /// The syncer has made these durable.
     Synced(Vec<Synced>),
     /// Drive this replica from now on.

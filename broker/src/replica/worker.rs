@@ -36,7 +36,7 @@ const FOLLOWERS_TICKS: u64 = 4;
 const _: () =
     assert!(PEER_BATCH_BYTES + highwater_proto::batch::BATCH_BYTES_MAX + (1 << 16) < 8 << 20);
 
-/// Who waits for a proposal, and since when.
+/// Who waits for a proposal or a proof, and since when.
 type Answers = HashMap<u64, (oneshot::Sender<Result<Answer, BrokerError>>, Duration)>;
 
 /// A core with what the worker keeps beside it.
@@ -46,6 +46,8 @@ pub(crate) struct Replica {
     pub(crate) settings: PartitionSettings,
     pub(crate) effects: Effects,
     pub(crate) proposals: Vec<Proposal>,
+    /// Who asks for a proof that it leads: those of one burst share it.
+    pub(crate) proofs: Vec<u64>,
     pub(crate) dirty: bool,
     pub(crate) alarm: Alarm,
     /// The files of a snapshot are being fetched.
@@ -165,15 +167,14 @@ impl Worker {
                 });
             }
             Input::Propose { group, body, answer } => {
-                let token = self.next_token;
-                self.next_token += 1;
-                let Some(replica) = self.replicas.get_mut(&group) else {
-                    let _ = answer.send(Err(BrokerError::NotLeader { leader: None }));
-                    return;
-                };
-                self.answers.insert(token, (answer, self.now));
-                replica.proposals.push(Proposal { token, body });
-                mark(&mut self.dirty, replica);
+                if let Some((token, replica)) = self.expect_answer(group, answer) {
+                    replica.proposals.push(Proposal { token, body });
+                }
+            }
+            Input::Prove { group, answer } => {
+                if let Some((token, replica)) = self.expect_answer(group, answer) {
+                    replica.proofs.push(token);
+                }
             }
             Input::Synced(synced) => {
                 for Synced { group, number, point } in synced {
@@ -240,6 +241,23 @@ impl Worker {
         }
     }
 
+    /// Gives whoever asks something of a replica a token, under which the core will answer.
+    fn expect_answer(
+        &mut self,
+        group: u64,
+        answer: oneshot::Sender<Result<Answer, BrokerError>>,
+    ) -> Option<(u64, &mut Replica)> {
+        let token = self.next_token;
+        self.next_token += 1;
+        let Some(replica) = self.replicas.get_mut(&group) else {
+            let _ = answer.send(Err(BrokerError::NotLeader { leader: None }));
+            return None;
+        };
+        self.answers.insert(token, (answer, self.now));
+        mark(&mut self.dirty, replica);
+        Some((token, replica))
+    }
+
     /// Passes a message on unless it is a snapshot with compacted segments: those are fetched first.
     fn without_files(&mut self, group: u64, from_node: u64, message: Message) -> Option<Message> {
         let Some(replica) = self.replicas.get_mut(&group) else { return Some(message) };
@@ -267,9 +285,10 @@ impl Worker {
                 self.outbox.send(node, PeerBatch { quiesces: vec![said], ..PeerBatch::default() });
             }
         }
-        for proposal in replica.proposals {
+        let proposals = replica.proposals.into_iter().map(|proposal| proposal.token);
+        for token in proposals.chain(replica.proofs) {
             let refusal = BrokerError::NotLeader { leader: None };
-            replica.effects.answers.push((proposal.token, Err(refusal)));
+            replica.effects.answers.push((token, Err(refusal)));
         }
         self.answer(replica.effects.answers);
         // Whoever waits for records of it is told to look again.
@@ -377,6 +396,10 @@ impl Worker {
                 let proposals = std::mem::take(&mut replica.proposals);
                 replica.core.propose(proposals, now_ms, &mut replica.effects);
             }
+            if !replica.proofs.is_empty() {
+                let proofs = std::mem::take(&mut replica.proofs);
+                replica.core.prove_leadership(proofs, &mut replica.effects);
+            }
         }
     }
 
@@ -483,7 +506,7 @@ impl Worker {
         let now = self.clock.monotonic();
         for (token, answer) in answers {
             if let Some((waiting, since)) = self.answers.remove(&token) {
-                if answer.is_ok() {
+                if answer.as_ref().is_ok_and(|answer| !matches!(answer, Answer::Leads(_))) {
                     self.metrics.commit_latency(now.saturating_sub(since).as_secs_f64());
                 }
                 let _ = waiting.send(answer);

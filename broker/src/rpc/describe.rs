@@ -17,6 +17,17 @@ use crate::replica::PartitionStatus;
 
 /// How long a node has to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// How long a leader has to prove that it leads. Shorter, so that of many groups on a node one does not cost the answer.
+const PROOF_MAX: Duration = Duration::from_millis(700);
+
+/// What the state of partitions is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// To know where they end: leaders prove that they lead, which wakes groups that sleep.
+    Ends,
+    /// To know how they are.
+    Health,
+}
 
 /// What was heard of a group.
 #[derive(Debug, Default)]
@@ -29,10 +40,10 @@ struct GroupState {
 
 impl Door {
     /// A topic with the state of its partitions.
-    pub(super) async fn described(&self, topic: &TopicView) -> v1::Topic {
+    pub(super) async fn described(&self, topic: &TopicView, what: Wanted) -> v1::Topic {
         let places: Vec<&PartitionView> = topic.partitions.iter().collect();
         let view = self.node.view();
-        let mut states = self.group_states(&view, &places).await;
+        let mut states = self.group_states(&view, &places, what).await;
         let partitions = topic
             .partitions
             .iter()
@@ -57,7 +68,7 @@ impl Door {
         let topics: Vec<Arc<TopicView>> = view.topics.values().cloned().collect();
         let places: Vec<&PartitionView> =
             topics.iter().flat_map(|topic| topic.partitions.iter()).collect();
-        let mut states = self.group_states(&view, &places).await;
+        let mut states = self.group_states(&view, &places, Wanted::Health).await;
         let mut all = Vec::new();
         for topic in &topics {
             for (place, number) in topic.partitions.iter().zip(0_u32..) {
@@ -74,6 +85,7 @@ impl Door {
         &self,
         view: &ClusterView,
         places: &[&PartitionView],
+        what: Wanted,
     ) -> HashMap<GroupId, GroupState> {
         let own = self.node.id();
         let mut states: HashMap<GroupId, GroupState> = HashMap::new();
@@ -84,9 +96,6 @@ impl Door {
             }
         }
         let wanted: HashSet<GroupId> = places.iter().map(|place| place.group).collect();
-        for (group, led) in wanted.iter().filter_map(|group| self.own_state(*group)) {
-            states.entry(group).or_default().led = Some(led);
-        }
         for (group, replica) in self.node.quarantined_replicas() {
             if wanted.contains(&group) {
                 states.entry(group).or_default().quarantined.push(replica);
@@ -95,11 +104,17 @@ impl Door {
         let alive = elsewhere.into_iter().filter(|(node, _)| self.node.is_alive(*node));
         let asked = alive.map(|(node, group_ids)| async move {
             let address = self.internal_address_of(node).ok()?;
-            let request = internal::GetPartitionsRequest { group_ids };
+            let wants_ends = what == Wanted::Ends;
+            let request = internal::GetPartitionsRequest { group_ids, wants_ends };
             let answer = self.calls.get_partitions(&address, request);
             Some((node, tokio::time::timeout(ANSWER_MAX, answer).await.ok()?.ok()?))
         });
-        for (node, answer) in join_all(asked).await.into_iter().flatten() {
+        let own = self.own_states(wanted.iter().copied(), what);
+        let (own, answers) = futures::join!(own, join_all(asked));
+        for (group, led) in own {
+            states.entry(group).or_default().led = Some(led);
+        }
+        for (node, answer) in answers.into_iter().flatten() {
             for state in answer.groups {
                 // Of two who think so the one that others follow is believed.
                 if view.leaders.get(&state.group_id).is_some_and(|(leader, _)| *leader == node) {
@@ -114,13 +129,29 @@ impl Door {
         states
     }
 
-    /// State of a group that this node leads.
-    pub(super) fn own_state(&self, group: GroupId) -> Option<(GroupId, v1::Partition)> {
-        let status = self.node.replica(group)?.status();
-        let mut partition = from_status(&status, self.node.id());
-        // Who holds everything but is not heard from is not in sync: the next batch would pass it by.
-        partition.in_sync.retain(|&node| self.node.is_alive(node));
-        status.is_leader.then_some((group, partition))
+    /// State of those of these groups that this node leads; where their ends are wanted, of those for which it can prove that.
+    pub(super) async fn own_states(
+        &self,
+        groups: impl Iterator<Item = GroupId>,
+        what: Wanted,
+    ) -> Vec<(GroupId, v1::Partition)> {
+        let led = groups.filter_map(|group| {
+            let replica = self.node.replica(group).filter(|replica| replica.is_leader())?;
+            Some(async move {
+                let status = match what {
+                    Wanted::Health => replica.status(),
+                    Wanted::Ends => {
+                        let proof = tokio::time::timeout(PROOF_MAX, replica.proved_status());
+                        proof.await.ok()?.ok()?
+                    }
+                };
+                let mut partition = from_status(&status, self.node.id());
+                // Who holds everything but is not heard from is not in sync: the next batch would pass it by.
+                partition.in_sync.retain(|&node| self.node.is_alive(node));
+                status.is_leader.then_some((group, partition))
+            })
+        });
+        join_all(led).await.into_iter().flatten().collect()
     }
 
     /// Puts together what the leader says and what everybody knew before it was asked.

@@ -182,7 +182,7 @@ impl Door {
         self.topic(&request.topic, false).await?;
         let (topic, handle) =
             self.node.route(&request.topic, &request.topic_id, request.partition)?;
-        let from = handle.resolve(request.position.as_ref().unwrap_or(&start()))?;
+        let from = handle.resolve(request.position.as_ref().unwrap_or(&start())).await?;
         let wait = Duration::from_millis(u64::from(request.wait_ms_max));
         // Polled at least once, so that an offset out of range is told even without waiting.
         if let Ok(outcome) = tokio::time::timeout(wait, handle.wait_readable(from)).await {

@@ -10,6 +10,7 @@ use highwater_proto::internal::node_service_server::NodeService;
 use highwater_proto::{internal, v1};
 use tonic::{Request, Response, Status};
 
+use super::describe::Wanted;
 use super::door::Door;
 use super::in_flight::InFlight;
 use super::{sender, status};
@@ -128,8 +129,10 @@ impl NodeService for Nodes {
         request: Request<internal::GetPartitionsRequest>,
     ) -> Result<Response<internal::GetPartitionsResponse>, Status> {
         self.check(&request)?;
-        let wanted: HashSet<u64> = request.into_inner().group_ids.into_iter().collect();
-        let led = wanted.iter().filter_map(|&group| self.door.own_state(group));
+        let internal::GetPartitionsRequest { group_ids, wants_ends } = request.into_inner();
+        let wanted: HashSet<u64> = group_ids.into_iter().collect();
+        let what = if wants_ends { Wanted::Ends } else { Wanted::Health };
+        let led = self.door.own_states(wanted.iter().copied(), what).await.into_iter();
         let groups = led.map(|(group_id, partition)| {
             let partition = Some(partition);
             internal::GroupState { group_id, partition }

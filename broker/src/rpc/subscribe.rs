@@ -32,6 +32,9 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Messages between the task and the connection: one on its way, one being prepared.
 const QUEUED_MAX: usize = 2;
 
+/// Partitions whose positions are looked up at once when a stream begins.
+const OPENED_AT_ONCE: usize = 64;
+
 /// A stream that sent nothing for this long sends a heartbeat, so that a gap is less than twice this.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -211,8 +214,16 @@ impl Subscription {
         }
         self.format = fetch::format(init.format).map_err(refuse)?;
         self.credits.add(&init.credit.unwrap_or_default());
-        for partition in init.partitions {
-            self.assign(partition).await?;
+        // At once: where a partition ends has to be asked of a majority of its replicas.
+        let door = self.door.clone();
+        let mut opened = futures::stream::iter(init.partitions)
+            .map(|wanted| async {
+                let cursor = open(&door, &wanted).await;
+                (wanted, cursor)
+            })
+            .buffered(OPENED_AT_ONCE);
+        while let Some((wanted, cursor)) = opened.next().await {
+            self.begin(wanted, cursor).await?;
         }
         Ok(())
     }
@@ -251,10 +262,19 @@ impl Subscription {
 
     /// Begins to read a partition, or goes on elsewhere in it. What is wrong with one partition does not end the stream.
     async fn assign(&mut self, wanted: v1::SubscribePartition) -> Result<(), Ended> {
+        let cursor = open(&self.door, &wanted).await;
+        self.begin(wanted, cursor).await
+    }
+
+    async fn begin(
+        &mut self,
+        wanted: v1::SubscribePartition,
+        cursor: Result<Cursor, BrokerError>,
+    ) -> Result<(), Ended> {
         if let Some(turn) = self.turns.remove(&(wanted.topic.clone(), wanted.partition)) {
             self.cursors.remove(&turn);
         }
-        let cursor = match open(&self.door, &wanted).await {
+        let cursor = match cursor {
             Ok(cursor) => cursor,
             Err(error) => return self.revoke(wanted.topic, wanted.partition, &error).await,
         };
@@ -432,7 +452,7 @@ impl Subscription {
 async fn open(door: &Door, wanted: &v1::SubscribePartition) -> Result<Cursor, BrokerError> {
     door.topic(&wanted.topic, false).await?;
     let (topic, handle) = door.node.route(&wanted.topic, &wanted.topic_id, wanted.partition)?;
-    let next_offset = handle.resolve(wanted.position.as_ref().unwrap_or(&fetch::start()))?;
+    let next_offset = handle.resolve(wanted.position.as_ref().unwrap_or(&fetch::start())).await?;
     Ok(Cursor {
         topic: topic.name.clone(),
         topic_id: topic.id.clone(),

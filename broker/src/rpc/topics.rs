@@ -4,7 +4,7 @@ use highwater_proto::v1::topic_service_server::TopicService;
 use highwater_proto::{internal, v1};
 use tonic::{Request, Response, Status};
 
-use super::describe::replication_factor;
+use super::describe::{Wanted, replication_factor};
 use super::door::{Door, refuse_internal, wire_offset};
 use super::status::{CallError, from_peer};
 use crate::cluster::topic_config::TopicConfig;
@@ -45,7 +45,7 @@ impl TopicService for Topics {
         request: Request<v1::TopicServiceGetRequest>,
     ) -> Result<Response<v1::TopicServiceGetResponse>, Status> {
         let topic = match self.door.topic(&request.get_ref().name, false).await {
-            Ok(topic) => Ok(self.door.described(&topic).await),
+            Ok(topic) => Ok(self.door.described(&topic, Wanted::Ends).await),
             Err(error) => Err(error.into()),
         };
         self.answer(topic.map(|topic| v1::TopicServiceGetResponse { topic: Some(topic) }))
@@ -120,7 +120,7 @@ impl Door {
         let replicas = request.replication_factor;
         let created =
             self.node.create_topic(&request.name, partitions, replicas, request.config).await?;
-        Ok(self.described(&created).await)
+        Ok(self.described(&created, Wanted::Health).await)
     }
 
     async fn update_topic(
@@ -150,7 +150,7 @@ impl Door {
             self.node.add_partitions(&name, partitions).await?;
         }
         let topic = self.topic(&name, false).await?;
-        Ok(self.described(&topic).await)
+        Ok(self.described(&topic, Wanted::Health).await)
     }
 
     /// Answers with the id the topic had.
@@ -205,15 +205,7 @@ impl Door {
                 ),
             });
         }
-        let to_offset = handle.resolve(position)?;
-        let high_watermark = handle.high_watermark();
-        if to_offset > high_watermark {
-            return Err(BrokerError::OffsetOutOfRange {
-                offset: wire_offset(to_offset),
-                log_start_offset: handle.log_start_offset(),
-                high_watermark,
-            });
-        }
+        let to_offset = handle.resolve(position).await?;
         let log_start_offset = wire_offset(handle.trim(to_offset).await?);
         Ok(v1::TopicServiceTrimResponse { log_start_offset })
     }

@@ -1,204 +1,20 @@
 //! Cores whose group changes: replicas join, leave and lead while others crash.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use bytes::Bytes;
 use highwater_proto::batch::{BatchBuilder, BatchHeader, Compression};
 use highwater_proto::v1::Acks;
-use highwater_storage::{Disk, DiskReserve, HardStateJournal, LogOptions, SimDisk};
+use highwater_storage::{Disk, SimDisk};
 use raft::eraftpb::Message;
 
-use super::{Answer, Birth, Core, CoreConfig, Effects, Proposal, ProposalBody};
+use super::test_group::{GROUP, Group, config};
+use super::{Answer, Birth, Core, Effects, ProposalBody};
 use crate::error::BrokerError;
-use crate::replica::convert;
 use crate::replica::members::Step;
 
-const GROUP: u64 = 7;
-const DIR: &str = "/data/groups/7";
-
-struct Member {
-    core: Core,
-    disk: SimDisk,
-    journal: HardStateJournal,
-}
-
-/// Replicas of one group, each on a node of its own with the same number; messages arrive at once unless a replica is cut off.
-struct Group {
-    members: BTreeMap<u64, Member>,
-    cut: BTreeSet<u64>,
-    answers: HashMap<u64, Result<Answer, BrokerError>>,
-    tokens: u64,
-    /// Batches that were acknowledged.
-    acknowledged: u64,
-    /// Restarts so far.
-    boots: u64,
-}
-
 impl Group {
-    /// Replicas 1, 2 and 3; replica 1 leads.
-    fn new() -> Self {
-        let mut group = Self {
-            members: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            answers: HashMap::new(),
-            tokens: 0,
-            acknowledged: 0,
-            boots: 0,
-        };
-        for replica in 1..=3 {
-            group.create(replica, (1..=3).map(|id| (id, id)).collect());
-        }
-        group.run(|group| group.leader() == Some(1));
-        group
-    }
-
-    /// A replica that is to join.
-    fn join(&mut self, replica: u64) {
-        self.create(replica, BTreeMap::new());
-    }
-
-    fn create(&mut self, replica: u64, voters: BTreeMap<u64, u64>) {
-        let disk = SimDisk::new(replica);
-        disk.create_dir_all(Path::new("/data/groups")).unwrap();
-        for dir in ["/", "/data"] {
-            disk.sync_dir(Path::new(dir)).unwrap();
-        }
-        let birth = Birth {
-            group: GROUP,
-            replica,
-            topic_id: "topic".into(),
-            partition: 0,
-            voters,
-            learners: BTreeMap::new(),
-            image: Bytes::new(),
-            preferred: replica == 1,
-        };
-        let core = Core::create(config(&disk, replica), birth).unwrap();
-        self.start(replica, disk, core);
-    }
-
-    fn start(&mut self, replica: u64, disk: SimDisk, core: Core) {
-        let (journal, _) =
-            HardStateJournal::open(Arc::new(disk.clone()), Path::new("/data")).unwrap();
-        self.members.insert(replica, Member { core, disk, journal });
-        self.call(replica, Core::begin);
-    }
-
-    /// The power fails for one replica, and comes back.
-    fn crash(&mut self, replica: u64) {
-        let member = self.members.remove(&replica).unwrap();
-        let (disk, key) = (member.disk.clone(), member.core.journal_key());
-        drop(member);
-        disk.crash();
-        let (_, saved) =
-            HardStateJournal::open(Arc::new(disk.clone()), Path::new("/data")).unwrap();
-        // With the same election timeouts at every start, the same replica would be elected for ever.
-        self.boots += 1;
-        let config = config(&disk, replica + 100 * self.boots);
-        let core = Core::open(config, saved.get(&key).copied()).unwrap().unwrap();
-        self.start(replica, disk, core);
-    }
-
-    /// Calls a core and carries out everything that follows, at once.
-    fn call(&mut self, replica: u64, call: impl FnOnce(&mut Core, &mut Effects)) {
-        let mut effects = Effects::default();
-        call(&mut self.members.get_mut(&replica).unwrap().core, &mut effects);
-        let mut messages = self.carry_out(replica, effects);
-        while let Some((from, message)) = messages.pop_front() {
-            let to = message.to;
-            if self.cut.contains(&from) || self.cut.contains(&to) {
-                continue;
-            }
-            let Some(member) = self.members.get_mut(&to) else { continue };
-            let mut effects = Effects::default();
-            member.core.hear(from, from).unwrap();
-            let message = convert::from_wire(convert::to_wire(message)).unwrap();
-            let _ = member.core.step(message, false, &mut effects);
-            messages.extend(self.carry_out(to, effects));
-        }
-    }
-
-    /// Answers the messages to send, with their sender.
-    fn carry_out(&mut self, replica: u64, mut effects: Effects) -> VecDeque<(u64, Message)> {
-        let Member { core, journal, .. } = self.members.get_mut(&replica).unwrap();
-        while let Some(persist) = effects.persist.take() {
-            if let Some(hard_state) = persist.hard_state {
-                journal.put(&[(core.journal_key(), hard_state)]).unwrap();
-                journal.sync_point().sync().unwrap();
-            }
-            persist.point.sync().unwrap();
-            core.persisted(persist.number, &persist.point, &mut effects);
-        }
-        for checkpoint in effects.checkpoints {
-            core.files().store_checkpoint(&checkpoint).unwrap();
-        }
-        assert_eq!(core.broken(), None, "replica {replica}");
-        self.answers.extend(effects.answers);
-        let reachable = effects.messages.into_iter().map(|outbound| outbound.message);
-        let reachable = reachable.filter(|message| core.node_of(message.to).is_some());
-        reachable.map(|message| (replica, message)).collect()
-    }
-
-    fn run(&mut self, mut until: impl FnMut(&Self) -> bool) {
-        for _ in 0..2_000 {
-            if until(self) {
-                return;
-            }
-            self.tick();
-        }
-        panic!("it did not come about: {:?}", self.states());
-    }
-
-    fn tick(&mut self) {
-        for replica in self.members.keys().copied().collect::<Vec<_>>() {
-            self.call(replica, |core, effects| core.tick(&BTreeSet::new(), effects));
-        }
-    }
-
-    fn ticks(&mut self, count: usize) {
-        (0..count).for_each(|_| self.tick());
-    }
-
-    fn states(&self) -> Vec<String> {
-        let state = |(id, member): (&u64, &Member)| {
-            format!("{id}: {:?} {:?}", member.core.visible(), member.core.members())
-        };
-        self.members.iter().map(state).collect()
-    }
-
-    fn core(&self, replica: u64) -> &Core {
-        &self.members[&replica].core
-    }
-
-    /// Who leads among those that are not cut off.
-    fn leader(&self) -> Option<u64> {
-        let able = self.members.iter().filter(|(id, _)| !self.cut.contains(id));
-        let mut leaders = able.filter(|(_, member)| member.core.visible().is_settled);
-        leaders.next().map(|(id, _)| *id)
-    }
-
-    fn propose(&mut self, replica: u64, body: ProposalBody) -> u64 {
-        self.tokens += 1;
-        let proposal = Proposal { token: self.tokens, body };
-        self.call(replica, |core, effects| core.propose(vec![proposal], 1, effects));
-        self.tokens
-    }
-
-    fn publish(&mut self, replica: u64, acks: Acks) -> u64 {
-        let mut builder = BatchBuilder::new(Compression::None);
-        builder.push(1, None, Some(&[7; 3_000]), &[]).unwrap();
-        let batch = builder.build().unwrap();
-        let header = BatchHeader::read(&batch).unwrap();
-        let token =
-            self.propose(replica, ProposalBody::Batch { batch, header, acks, only_in: None });
-        if matches!(self.answers.get(&token), Some(Ok(_))) {
-            self.acknowledged += 1;
-        }
-        token
-    }
-
     /// One step towards other members by whoever leads; true when there is none left to do.
     fn step_towards(&mut self, target: &BTreeMap<u64, u64>) -> bool {
         self.run(|group| group.leader().is_some());
@@ -254,24 +70,6 @@ impl Group {
 
 fn target(ids: &[u64]) -> BTreeMap<u64, u64> {
     ids.iter().map(|id| (*id, *id)).collect()
-}
-
-fn config(disk: &SimDisk, seed: u64) -> CoreConfig {
-    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    let reserve = DiskReserve::open(Arc::clone(&disk), Path::new("/data"), 1 << 20);
-    CoreConfig {
-        disk,
-        dir: PathBuf::from(DIR),
-        log: LogOptions { segment_bytes: 16 << 10, ..LogOptions::default() },
-        reserve: Arc::new(reserve.unwrap()),
-        settled: None,
-        heartbeat_ticks: 2,
-        election_ticks: 10,
-        quiet_ticks: 0,
-        seed,
-        machine: None,
-        logger: slog::Logger::root(slog::Discard, slog::o!()),
-    }
 }
 
 #[test]
@@ -483,7 +281,7 @@ fn a_lone_voter_tells_its_learners_nothing_of_a_term_that_is_not_durable() {
         image: Bytes::new(),
         preferred: true,
     };
-    let mut core = Core::create(config(&disk, 1), birth).unwrap();
+    let mut core = Core::create(config(&disk, 1, 0), birth).unwrap();
     let mut effects = Effects::default();
     core.begin(&mut effects);
     while !core.visible().is_leader {

@@ -19,6 +19,7 @@ use rand::rngs::SmallRng;
 
 use super::members::{describe_members, take_from_checkpoint};
 use super::quiesce::Quiescence;
+use super::reads::Reads;
 use super::{
     COMMITTED_BYTES_MAX, Core, Derived, MESSAGE_BYTES_MAX, MESSAGES_IN_FLIGHT_MAX, StateMachine,
     UNCOMMITTED_BYTES_MAX, Waiters, rebuild,
@@ -256,6 +257,7 @@ impl Core {
             strangers: BTreeMap::new(),
             members_changed: true,
             quiescence: Quiescence::after(config.quiet_ticks),
+            reads: Reads::default(),
         };
         core.follow_role(&mut super::Effects::default());
         Ok(Some(core))

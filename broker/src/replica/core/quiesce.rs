@@ -195,6 +195,7 @@ impl Core {
         ends.iter().all(|end| *end == last_index)
             && self.unpersisted.is_empty()
             && self.waiters.is_empty()
+            && self.reads.is_empty()
             && !self.state_unsaved
             && self.broken.is_none()
     }

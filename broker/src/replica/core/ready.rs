@@ -41,18 +41,24 @@ pub(super) enum RoomFor {
 impl Core {
     /// Handles everything that is ready. Called after every change, so that between calls all of raft's log is in the log.
     pub(super) fn handle_ready(&mut self, effects: &mut Effects) {
-        while self.broken.is_none() && self.raw.has_ready() {
-            let ready = self.raw.ready();
-            if let Err(error) = self.handle_one(ready, effects) {
-                let why = format!("the log cannot be written: {error}");
-                self.take_out(Quarantine { why, is_damage: error.is_corrupt() });
-                // What was about to be acknowledged may rest on what could not be written.
-                effects.messages.clear();
+        loop {
+            while self.broken.is_none() && self.raw.has_ready() {
+                let ready = self.raw.ready();
+                if let Err(error) = self.handle_one(ready, effects) {
+                    let why = format!("the log cannot be written: {error}");
+                    self.take_out(Quarantine { why, is_damage: error.is_corrupt() });
+                    // What was about to be acknowledged may rest on what could not be written.
+                    effects.messages.clear();
+                }
+                self.notice_damage();
             }
             self.notice_damage();
+            self.follow_commit(effects);
+            self.answer_reads(effects);
+            if !self.begin_round() {
+                return;
+            }
         }
-        self.notice_damage();
-        self.follow_commit(effects);
     }
 
     fn handle_one(&mut self, mut ready: Ready, effects: &mut Effects) -> Result<(), StorageError> {
@@ -60,6 +66,7 @@ impl Core {
             true => None,
             false => self.install(ready.snapshot())?,
         };
+        self.reads.proved(ready.read_states());
         let entries = ready.take_entries();
         if !entries.is_empty() {
             self.append(&entries, effects)?;

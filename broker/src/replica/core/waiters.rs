@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use highwater_proto::v1::Acks;
 
-use super::Effects;
+use super::{Effects, Visible};
 use crate::error::BrokerError;
 
 /// A batch that reached the durability asked for.
@@ -34,6 +34,8 @@ pub(crate) enum Answer {
     LogStart(u64),
     /// The members are as asked for.
     MembersChanged,
+    /// This replica still led after it was asked, and sees this.
+    Leads(Visible),
 }
 
 /// A proposal in the log that has not been answered.

@@ -169,7 +169,7 @@ impl World {
     }
 
     pub(super) fn answered(&mut self, token: u64, answer: Result<Answer, BrokerError>) {
-        if self.proved(token, &answer) {
+        if self.proved(token, &answer) || self.told_end(token, &answer) {
             return;
         }
         let Some(attempt) = self.clients.attempts.remove(&token) else { return };

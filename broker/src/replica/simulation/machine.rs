@@ -76,6 +76,8 @@ pub(super) struct Machine {
     pub(super) clock_offset_ms: i64,
     pub(super) inbox: Vec<Packet>,
     pub(super) proposals: Vec<Proposal>,
+    /// Tokens of those who ask where the partition ends.
+    pub(super) questions: Vec<u64>,
     /// Asked to hand its leadership over, to this replica or to the most caught-up one.
     pub(super) transfer: Option<Option<u64>>,
     /// Nodes that do not hear what was sent to them.
@@ -137,6 +139,7 @@ impl Machine {
             clock_offset_ms: 0,
             inbox: Vec::new(),
             proposals: Vec::new(),
+            questions: Vec::new(),
             transfer: None,
             unreachable: Vec::new(),
         }
@@ -268,6 +271,7 @@ impl Machine {
         self.running = None;
         self.paused_until = self.paused_until.min(now);
         self.proposals.clear();
+        self.questions.clear();
         self.inbox.clear();
     }
 
@@ -289,7 +293,8 @@ impl Machine {
             running.in_flight = running.in_flight.take().or(synced);
             return None;
         }
-        if !has_work && self.inbox.is_empty() && self.proposals.is_empty() {
+        let is_asked = !self.proposals.is_empty() || !self.questions.is_empty();
+        if !has_work && self.inbox.is_empty() && !is_asked {
             return None;
         }
         let mut effects = Effects::default();
@@ -303,6 +308,13 @@ impl Machine {
         let before = (reader.last_index(), reader.term(reader.last_index()));
         if begin {
             core.begin(&mut effects);
+        }
+        if setting.plant == Some(Plant::AnswerUnproved) && core.visible().is_settled {
+            // As by a thread that looks at what the replica has published, before it has taken in what has arrived.
+            let visible = core.visible();
+            let answered =
+                self.questions.drain(..).map(|token| (token, Ok(Answer::Leads(visible))));
+            effects.answers.extend(answered);
         }
         if let Some((_, syncing)) = synced {
             if setting.plant != Some(Plant::SkipSync) {
@@ -382,6 +394,9 @@ impl Machine {
         }
         if !self.proposals.is_empty() {
             core.propose(std::mem::take(&mut self.proposals), wall_ms, &mut effects);
+        }
+        if !self.questions.is_empty() {
+            core.prove_leadership(std::mem::take(&mut self.questions), &mut effects);
         }
         if let Some(producers) = producers
             && reader.term(before.0) != before.1

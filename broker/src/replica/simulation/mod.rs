@@ -4,6 +4,7 @@
 //! the same trace, byte for byte.
 
 mod clients;
+mod ends;
 mod ledger;
 mod machine;
 mod members;
@@ -20,6 +21,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use self::clients::Clients;
+use self::ends::Ends;
 use self::machine::{Machine, Outcome, SLICES_PER_TICK, Setting};
 use self::members::Placement;
 use self::network::{Network, Packet};
@@ -48,6 +50,7 @@ pub(super) struct World {
     placement: Placement,
     network: Network,
     clients: Clients,
+    ends: Ends,
     oracle: Oracle,
     /// A handover that was begun: to whom, and in which term.
     transfer: Option<(u64, u64)>,
@@ -96,6 +99,7 @@ impl World {
             placement,
             network: Network::default(),
             clients: Clients::new(),
+            ends: Ends::default(),
             oracle: Oracle::new(),
             transfer: None,
             healthy: (0, 0),
@@ -163,8 +167,12 @@ impl World {
     /// Lets everything that is under way come to its end, on every replica.
     fn settle(&mut self) {
         let until = self.now + Self::SERVICE_SLICES;
-        while !self.clients.is_idle() || !self.is_level() {
-            assert!(self.now < until, "the replicas do not become equal");
+        while !self.clients.is_idle() || !self.ends.is_empty() || !self.is_level() {
+            assert!(
+                self.now < until,
+                "the replicas do not become equal, or leave questions open: {:?}",
+                self.ends
+            );
             self.slice();
         }
     }
@@ -226,6 +234,7 @@ impl World {
         }
         self.produce();
         self.consume();
+        self.ask_for_ends();
         if self.now.is_multiple_of(SLICES_PER_TICK) {
             self.reconcile();
         }

@@ -106,6 +106,8 @@ pub(super) struct Oracle {
     leaders: BTreeMap<u64, u64>,
     /// By (producer, sequence): base offset, term, index.
     acknowledged: BTreeMap<(i64, i32), (u64, u64, u64)>,
+    /// Where the last of them ends.
+    acknowledged_end: u64,
     /// The ledger's digest by index.
     digests: BTreeMap<u64, u64>,
     /// By (client, sequence): the number it got.
@@ -323,12 +325,27 @@ impl Oracle {
         }
         if acks == Acks::QuorumFsync {
             let value = (key.0, key.1, index);
+            self.acknowledged_end =
+                self.acknowledged_end.max(key.0 + u64::from(sent.offset_span()));
             let before = self.acknowledged.insert((producer, sequence), value);
             assert!(
                 before.is_none_or(|before| before == value),
                 "{what} was acknowledged at {before:?} before"
             );
         }
+    }
+
+    /// Where the last batch that was acknowledged as durable ends.
+    pub(super) fn acknowledged_end(&self) -> u64 {
+        self.acknowledged_end
+    }
+
+    /// A node said where the partition ends, which is not before anything that had been acknowledged before it was asked.
+    pub(super) fn told_end(&self, node: u64, end: u64, acknowledged: u64) {
+        assert!(
+            end >= acknowledged,
+            "node {node} says the partition ends at {end}, and {acknowledged} had been reached before"
+        );
     }
 
     /// A command was answered: it has this number, for good, and no other has it.

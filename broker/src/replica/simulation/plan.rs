@@ -29,6 +29,8 @@ pub(super) enum Plant {
     VoteTwice,
     /// A sleeping replica takes no notice of a leader's node that is gone.
     SleepOn,
+    /// Where the partition ends is told by whoever believes to lead it.
+    AnswerUnproved,
 }
 
 /// What goes wrong in a run.
@@ -129,6 +131,10 @@ pub(super) const EXPECTED: &[(&str, u64)] = &[
     ("sent again", 5_000),
     ("duplicates recognised", 2_000),
     ("reads by consumers", 8_000),
+    ("ends asked for", 10_000),
+    ("ends told", 8_000),
+    ("ends not told: not the leader, or lost the leadership", 500),
+    ("ends asked of sleeping leaders", 10),
     ("elections begun", 200),
     ("leaders elected", 150),
     ("leaderships transferred", 30),

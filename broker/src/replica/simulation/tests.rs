@@ -116,6 +116,12 @@ fn a_group_that_sleeps_on_without_its_leader_is_found() {
 }
 
 #[test]
+fn an_end_told_by_a_deposed_leader_is_found() {
+    // Others lead when it goes on, and it is asked before it has heard of them.
+    is_found_by(Plant::AnswerUnproved, Some(Accident::Pause), 20);
+}
+
+#[test]
 fn a_second_vote_in_a_term_is_found() {
     is_found(Plant::VoteTwice, 40);
 }

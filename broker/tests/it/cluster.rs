@@ -6,6 +6,7 @@ mod compaction;
 mod dedup;
 mod directories;
 mod durability;
+mod ends;
 mod faults;
 mod founding;
 mod full_disk;

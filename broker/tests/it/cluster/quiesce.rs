@@ -60,3 +60,22 @@ async fn sleeping_groups_wake_for_publishers_and_when_their_leader_is_gone() {
     let found = read_all(&client, TOPIC).await;
     assert_eq!(found.iter().map(Vec::len).sum::<usize>(), 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_where_a_sleeping_partition_ends_wakes_it_and_who_asks_how_it_is_does_not() {
+    let cluster = Processes::start(&["--set=raft.tick_ms=30"]).await;
+    let client = cluster.client().await;
+    client.admin().create_topic(NewTopic::new(TOPIC).partitions(PARTITIONS)).await.unwrap();
+    publish(&client, 50).await;
+    all_asleep(&cluster.nodes).await;
+    for _ in 0..20 {
+        assert!(client.admin().health().await.unwrap().healthy);
+        for node in &cluster.nodes {
+            let asleep = node.figure("highwater_replicas_asleep").await;
+            assert_eq!(asleep, Some(f64::from(PARTITIONS)));
+        }
+    }
+    let topic = client.admin().get_topic(TOPIC).await.unwrap();
+    assert_eq!(topic.partitions.iter().map(|it| it.high_watermark).sum::<i64>(), 50);
+    all_asleep(&cluster.nodes).await;
+}

@@ -154,11 +154,12 @@ async fn ends(
     start: Start,
 ) -> Result<BTreeMap<u32, i64>, Failure> {
     let looks = partitions.iter().map(|&partition| async move {
-        let options = FetchOptions { start, records_max: 1, ..FetchOptions::default() };
-        let fetched = admin.fetch(topic, partition, options).await?;
-        let some =
-            fetched.events.first().is_some_and(|event| event.offset < fetched.high_watermark);
-        Ok::<_, Failure>(some.then_some((partition, fetched.high_watermark)))
+        let options = |start| FetchOptions { start, records_max: 1, ..FetchOptions::default() };
+        // Asked for, and not taken from what is read: that may come from a leader that has been deposed and does not know it.
+        let end = admin.fetch(topic, partition, options(Start::Latest)).await?.next_offset;
+        let fetched = admin.fetch(topic, partition, options(start)).await?;
+        let some = fetched.events.first().is_some_and(|event| event.offset < end);
+        Ok::<_, Failure>(some.then_some((partition, end)))
     });
     Ok(try_join_all(looks).await?.into_iter().flatten().collect())
 }

@@ -165,6 +165,7 @@ pub struct Metrics {
     produce_in_flight_bytes: Gauge,
     fetch_records: Counter,
     fetch_bytes: Counter,
+    fetch_follower_bytes: Counter,
     streams: Family<KindLabels, Gauge>,
     connections: Gauge,
     connections_refused: Counter,
@@ -221,6 +222,7 @@ impl Metrics {
             produce_in_flight_bytes: Gauge::default(),
             fetch_records: Counter::default(),
             fetch_bytes: Counter::default(),
+            fetch_follower_bytes: Counter::default(),
             streams: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
@@ -391,6 +393,11 @@ impl Metrics {
             self.fetch_bytes.clone(),
         );
         registry.register(
+            "fetch_follower_bytes",
+            "Bytes of records sent to consumers from replicas that do not lead",
+            self.fetch_follower_bytes.clone(),
+        );
+        registry.register(
             "streams",
             "Open streams, by kind (produce, subscribe, metadata)",
             self.streams.clone(),
@@ -506,6 +513,11 @@ impl Metrics {
     pub fn fetched(&self, records: u64, bytes: u64) {
         self.fetch_records.inc_by(records);
         self.fetch_bytes.inc_by(bytes);
+    }
+
+    /// Of these, bytes that a replica sent which does not lead.
+    pub fn fetched_from_follower(&self, bytes: u64) {
+        self.fetch_follower_bytes.inc_by(bytes);
     }
 
     /// What one coordinator shows of its groups.

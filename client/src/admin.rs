@@ -310,6 +310,7 @@ impl Admin {
             wait_ms_max,
             // The broker skips what lies before the start, which only it can resolve.
             format: v1::FetchFormat::Records.into(),
+            from_replica: false,
         };
         let patience = self.client.shared.config.request_timeout;
         let patience = patience.max(wait_max + FETCH_GRACE);

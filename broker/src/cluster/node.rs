@@ -192,6 +192,26 @@ impl Node {
         topic_id: &str,
         partition: u32,
     ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
+        self.find(topic, topic_id, partition, PartitionHandle::is_leader)
+    }
+
+    /// The replica of the partition on this node, leading or not. Errors are those of [`Node::route`].
+    pub fn route_to_replica(
+        &self,
+        topic: &str,
+        topic_id: &str,
+        partition: u32,
+    ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
+        self.find(topic, topic_id, partition, |_| true)
+    }
+
+    fn find(
+        &self,
+        topic: &str,
+        topic_id: &str,
+        partition: u32,
+        will_do: impl Fn(&PartitionHandle) -> bool,
+    ) -> Result<(Arc<TopicView>, PartitionHandle), BrokerError> {
         let view = self.member_view()?;
         let Some(found) = view.topics.get(topic) else {
             return Err(self.unknown_topic(topic));
@@ -215,12 +235,17 @@ impl Node {
             });
         };
         match self.inner.engine.get(slot.group) {
-            Some(replica) if replica.is_leader() => Ok((Arc::clone(found), replica)),
+            Some(replica) if will_do(&replica) => Ok((Arc::clone(found), replica)),
             _ => {
                 let leader = view.leaders.get(&slot.group).map(|(node, _)| *node);
                 Err(BrokerError::NotLeader { leader: leader.filter(|id| *id != self.id()) })
             }
         }
+    }
+
+    /// Who leads a group, as far as this node knows.
+    pub fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        self.view().leaders.get(&group).map(|(leader, _)| *leader).filter(|id| *id != self.id())
     }
 
     /// The replica of a group on this node, leading or not.

@@ -23,7 +23,7 @@ use crate::cluster::{ClusterView, Node};
 use crate::env::Clock;
 use crate::error::BrokerError;
 use crate::metrics::{GroupGauges, Metrics};
-use crate::replica::PartitionHandle;
+use crate::replica::{PartitionHandle, Source};
 
 /// Things taken in one turn.
 const BURST_MAX: usize = 256;
@@ -145,8 +145,8 @@ impl Shard {
         let mut values = HashMap::new();
         let mut from = self.handle.log_start_offset();
         while from < end {
-            self.handle.wait_readable(from).await?;
-            let stored = self.handle.read(from, LOAD_BYTES)?;
+            self.handle.wait_readable(from, Source::Leader).await?;
+            let stored = self.handle.read(from, LOAD_BYTES, Source::Leader)?;
             if stored.entries.is_empty() && stored.next_offset <= from {
                 break;
             }

@@ -153,6 +153,8 @@ pub(crate) struct Persist {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Visible {
     pub(crate) is_leader: bool,
+    /// In service, so that what is committed can be read here.
+    pub(crate) serves: bool,
     /// The leader has committed an entry of its own term: its high watermark is not behind what others have seen.
     pub(crate) is_settled: bool,
     /// Replica id of the leader; 0 if none is known.
@@ -732,6 +734,7 @@ impl Core {
         let is_leader = self.is_leader() && self.broken.is_none();
         Visible {
             is_leader,
+            serves: self.broken.is_none(),
             is_settled: is_leader && self.raw.raft.commit_to_current_term(),
             leader: self.raw.raft.leader_id,
             term: self.raw.raft.term,

@@ -71,6 +71,16 @@ pub struct PartitionStatus {
     pub quarantined: Option<Quarantine>,
 }
 
+/// Which replicas may answer who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Only the one that leads.
+    Leader,
+    /// Any that is in service: what it knows to be committed. That it lags is no error; whatever is one is for the leader to judge, so
+    /// that all of them are `NotLeader`.
+    Replica,
+}
+
 /// What a worker publishes of one replica.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -310,9 +320,34 @@ impl PartitionHandle {
         self.shared.visible.borrow().term
     }
 
-    /// Waits until the record at `offset` is readable. Fails with `NotLeader` when leadership moves, `OffsetOutOfRange` when
+    /// Waits until the record at `offset` is readable from that source.
+    pub async fn wait_readable(&self, offset: u64, source: Source) -> Result<(), BrokerError> {
+        match source {
+            Source::Leader => self.wait_readable_on_leader(offset).await,
+            Source::Replica => self.wait_committed(offset).await,
+        }
+    }
+
+    /// Waits until this replica, leading or not, knows that the record at `offset` is committed.
+    async fn wait_committed(&self, offset: u64) -> Result<(), BrokerError> {
+        let mut visible = self.shared.visible.subscribe();
+        loop {
+            let now = *visible.borrow_and_update();
+            if !now.serves || offset < now.log_start_offset {
+                return Err(self.not_leader(&now));
+            }
+            if offset < now.high_watermark {
+                return Ok(());
+            }
+            if visible.changed().await.is_err() {
+                return Err(BrokerError::NotLeader { leader: None });
+            }
+        }
+    }
+
+    /// Fails with `NotLeader` when leadership moves, `OffsetOutOfRange` when
     /// the offset is below the log's start or, on a leader that has just proved that it leads, above the log's end.
-    pub async fn wait_readable(&self, offset: u64) -> Result<(), BrokerError> {
+    async fn wait_readable_on_leader(&self, offset: u64) -> Result<(), BrokerError> {
         let mut visible = self.shared.visible.subscribe();
         loop {
             let now = *visible.borrow_and_update();
@@ -342,21 +377,37 @@ impl PartitionHandle {
     /// Reads whole stored batches from the one that contains `from` on (or the next one, where compaction left a gap), all below
     /// the high watermark, about `bytes_max` in all and at least one; none if nothing is readable there yet. Payloads are slices
     /// of the mapping, base offset and leader epoch stamped.
-    pub fn read(&self, from: u64, bytes_max: u64) -> Result<Stored, BrokerError> {
+    pub fn read(&self, from: u64, bytes_max: u64, source: Source) -> Result<Stored, BrokerError> {
         let visible = *self.shared.visible.borrow();
-        if !visible.is_leader {
+        let may_read = match source {
+            Source::Leader => visible.is_leader,
+            Source::Replica => visible.serves,
+        };
+        if !may_read {
             return Err(self.not_leader(&visible));
         }
+        self.read_below(from, bytes_max, &visible).map_err(|error| match source {
+            Source::Leader => error,
+            Source::Replica => self.not_leader(&visible),
+        })
+    }
+
+    fn read_below(
+        &self,
+        from: u64,
+        bytes_max: u64,
+        visible: &Visible,
+    ) -> Result<Stored, BrokerError> {
         if from >= visible.high_watermark {
             return Ok(Stored { entries: Vec::new(), next_offset: from });
         }
         let asked = wire(from);
         if from < visible.log_start_offset {
-            return Err(out_of_range(asked, &visible));
+            return Err(out_of_range(asked, visible));
         }
         match self.shared.reader.read_offsets(from, visible.high_watermark, bytes_max) {
             Ok(stored) => Ok(stored),
-            Err(StorageError::Compacted { .. }) => Err(out_of_range(asked, &visible)),
+            Err(StorageError::Compacted { .. }) => Err(out_of_range(asked, visible)),
             Err(error) => Err(self.unreadable(error)),
         }
     }
@@ -371,6 +422,30 @@ impl PartitionHandle {
         self.check_in_service()?;
         let read = self.shared.reader.compacted.read_file(file, from, bytes_max);
         read.map_err(|error| BrokerError::Internal(error.to_string()))
+    }
+
+    /// The offset that a position means to a replica that need not lead. What only the leader can say fails with `NotLeader`.
+    pub fn resolve_here(&self, position: &v1::Position) -> Result<u64, BrokerError> {
+        use v1::position::At;
+        let visible = *self.shared.visible.borrow();
+        let offset = match position.at {
+            None | Some(At::Start(_)) => Some(visible.log_start_offset),
+            Some(At::Offset(asked)) => u64::try_from(asked).ok(),
+            Some(At::End(_) | At::TimestampMs(_)) => None,
+        };
+        let readable =
+            offset.filter(|offset| visible.serves && *offset >= visible.log_start_offset);
+        readable.ok_or_else(|| self.not_leader(&visible))
+    }
+
+    /// The group.
+    pub fn group(&self) -> u64 {
+        self.shared.group
+    }
+
+    /// Whether this replica knows who leads: it is not cut off, as far as it knows.
+    pub fn knows_leader(&self) -> bool {
+        self.shared.visible.borrow().leader != 0
     }
 
     /// The offset that a position means now. A position behind the last record by time means the high watermark. What depends on where

@@ -33,6 +33,6 @@ mod worker;
 
 pub use self::core::{Appended, Quarantine, StateMachine};
 pub use engine::{Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, Pull, ReplicaError};
-pub use handle::{AppendTicket, PartitionHandle, PartitionStatus};
+pub use handle::{AppendTicket, PartitionHandle, PartitionStatus, Source};
 pub use members::{Members, Step};
 pub use partition_reader::Stored;

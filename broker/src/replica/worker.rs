@@ -292,7 +292,10 @@ impl Worker {
         }
         self.answer(replica.effects.answers);
         // Whoever waits for records of it is told to look again.
-        replica.shared.visible.send_modify(|visible| visible.is_leader = false);
+        replica.shared.visible.send_modify(|visible| {
+            visible.is_leader = false;
+            visible.serves = false;
+        });
     }
 
     /// Calls a core and marks it for this burst's flush.

@@ -10,8 +10,9 @@ use highwater_proto::v1;
 
 use super::door::{Door, FETCH_BYTES_MAX, wire_offset};
 use super::status::{CallError, from_peer};
+use crate::cluster::TopicView;
 use crate::error::BrokerError;
-use crate::replica::{PartitionHandle, Stored};
+use crate::replica::{PartitionHandle, Source, Stored};
 
 /// Longest wait of a Fetch.
 const WAIT_MS_MAX: u32 = 60_000;
@@ -60,11 +61,12 @@ pub(super) fn format(number: i32) -> Result<v1::FetchFormat, BrokerError> {
 /// Reads from an offset on; an empty chunk if nothing is readable there yet. Stored batches are slices of the mapping.
 pub(super) fn read(
     handle: &PartitionHandle,
+    source: Source,
     from: u64,
     format: v1::FetchFormat,
     bounds: ReadBounds,
 ) -> Result<Chunk, BrokerError> {
-    let Stored { entries, next_offset } = handle.read(from, bounds.bytes_max)?;
+    let Stored { entries, next_offset } = handle.read(from, bounds.bytes_max, source)?;
     if entries.is_empty() {
         return Ok(Chunk { next_offset, has_gaps: next_offset > from, ..Chunk::default() });
     }
@@ -139,6 +141,16 @@ fn as_records(
     Ok(chunk)
 }
 
+fn check_wait(request: &v1::FetchRequest) -> Result<(), BrokerError> {
+    if request.wait_ms_max <= WAIT_MS_MAX {
+        return Ok(());
+    }
+    Err(BrokerError::InvalidArgument {
+        field: "wait_ms_max".to_owned(),
+        why: format!("{} is more than {WAIT_MS_MAX}", request.wait_ms_max),
+    })
+}
+
 /// Where reading starts when the client does not say.
 pub(super) fn start() -> v1::Position {
     v1::Position { at: Some(v1::position::At::Start(v1::position::Start {})) }
@@ -150,6 +162,11 @@ impl Door {
         &self,
         request: v1::FetchRequest,
     ) -> Result<v1::FetchResponse, CallError> {
+        if request.from_replica
+            && let Ok(answer) = self.fetch_from_replica(&request).await
+        {
+            return Ok(answer);
+        }
         self.until_led(|| self.fetch_at_leader(&request)).await
     }
 
@@ -172,20 +189,42 @@ impl Door {
         &self,
         request: &v1::FetchRequest,
     ) -> Result<v1::FetchResponse, BrokerError> {
-        let format = format(request.format)?;
-        if request.wait_ms_max > WAIT_MS_MAX {
-            return Err(BrokerError::InvalidArgument {
-                field: "wait_ms_max".to_owned(),
-                why: format!("{} is more than {WAIT_MS_MAX}", request.wait_ms_max),
-            });
-        }
+        check_wait(request)?;
         self.topic(&request.topic, false).await?;
         let (topic, handle) =
             self.node.route(&request.topic, &request.topic_id, request.partition)?;
         let from = handle.resolve(request.position.as_ref().unwrap_or(&start())).await?;
+        self.fetch_from(request, &topic, &handle, Source::Leader, from).await
+    }
+
+    /// Fetches from the replica on this node, leading or not. Whatever fails, the leader is to be asked.
+    async fn fetch_from_replica(
+        &self,
+        request: &v1::FetchRequest,
+    ) -> Result<v1::FetchResponse, BrokerError> {
+        check_wait(request)?;
+        let (topic, handle) =
+            self.node.route_to_replica(&request.topic, &request.topic_id, request.partition)?;
+        if !handle.knows_leader() {
+            // It may be cut off, and would answer with less and less of what there is.
+            return Err(BrokerError::NotLeader { leader: None });
+        }
+        let from = handle.resolve_here(request.position.as_ref().unwrap_or(&start()))?;
+        self.fetch_from(request, &topic, &handle, Source::Replica, from).await
+    }
+
+    async fn fetch_from(
+        &self,
+        request: &v1::FetchRequest,
+        topic: &TopicView,
+        handle: &PartitionHandle,
+        source: Source,
+        from: u64,
+    ) -> Result<v1::FetchResponse, BrokerError> {
+        let format = format(request.format)?;
         let wait = Duration::from_millis(u64::from(request.wait_ms_max));
         // Polled at least once, so that an offset out of range is told even without waiting.
-        if let Ok(outcome) = tokio::time::timeout(wait, handle.wait_readable(from)).await {
+        if let Ok(outcome) = tokio::time::timeout(wait, handle.wait_readable(from, source)).await {
             outcome?;
         }
         let or_default = |value: u32, default: u64| if value == 0 { default } else { value.into() };
@@ -193,8 +232,11 @@ impl Door {
             bytes_max: or_default(request.bytes_max, BYTES_DEFAULT).min(FETCH_BYTES_MAX),
             records_max: or_default(request.records_max, u64::MAX),
         };
-        let chunk = read(&handle, from, format, bounds)?;
+        let chunk = read(handle, source, from, format, bounds)?;
         self.metrics.fetched(chunk.record_count, chunk.bytes);
+        if !handle.is_leader() {
+            self.metrics.fetched_from_follower(chunk.bytes);
+        }
         Ok(v1::FetchResponse {
             topic_id: topic.id.clone(),
             high_watermark: wire_offset(handle.high_watermark()),

@@ -16,6 +16,7 @@ mod in_flight;
 mod incoming;
 mod lean;
 mod membership;
+mod nearest;
 mod nodes;
 mod observe;
 mod ordered;

@@ -3,7 +3,7 @@
 //! Owns: the cursors of one stream and the turns they take. Waits for the high watermark without polling. Never: groups,
 //! or any state that outlives the stream.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use futures::future::{AbortHandle, Abortable, Aborted, BoxFuture};
@@ -20,11 +20,12 @@ use v1::subscribe_response::Message as Response;
 use super::credit::Credits;
 use super::door::{Door, expired, wire_offset};
 use super::fetch::{self, Chunk, ReadBounds};
+use super::nearest::{LOOK_PAUSE, MISSES_MAX};
 use super::status::CallError;
 use super::turned_on;
-use crate::cluster::ClusterView;
+use crate::cluster::{ClusterView, GroupId};
 use crate::error::BrokerError;
-use crate::replica::PartitionHandle;
+use crate::replica::{PartitionHandle, Source};
 
 /// About how many bytes go into one message.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
@@ -62,6 +63,7 @@ pub(super) fn serve(
         next_turn: 0,
         ready: VecDeque::new(),
         waiting: FuturesUnordered::new(),
+        looking: None,
         has_sent: true,
     };
     tasks.spawn(async move {
@@ -102,6 +104,11 @@ struct Cursor {
     topic_id: String,
     partition: u32,
     handle: PartitionHandle,
+    source: Source,
+    /// Where the client stands, if it wants to read from there.
+    rack: String,
+    /// Looks in a row at which this replica was not in sync.
+    misses: u32,
     next_offset: u64,
     /// Ends the wait of this cursor.
     wait: Option<AbortHandle>,
@@ -130,7 +137,15 @@ struct Subscription {
     next_turn: Turn,
     ready: VecDeque<Turn>,
     waiting: FuturesUnordered<BoxFuture<'static, Waited>>,
+    /// The question whether replicas here that do not lead are in sync, while it is on its way.
+    looking: Option<BoxFuture<'static, Look>>,
     has_sent: bool,
+}
+
+/// Groups that were looked at, and those of them whose replica here is in sync.
+struct Look {
+    asked: BTreeSet<GroupId>,
+    in_sync: BTreeSet<GroupId>,
 }
 
 impl Subscription {
@@ -142,6 +157,8 @@ impl Subscription {
         self.initialize(&mut inbound).await?;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK_PAUSE);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_inbound_open = true;
         let mut views = self.door.node.watch_view();
         loop {
@@ -159,6 +176,8 @@ impl Subscription {
                 },
                 () = turned_on(&mut stopping) => return self.say_goodbye().await,
                 _ = heartbeat.tick() => self.beat().await?,
+                _ = looks.tick() => self.look().await?,
+                look = answer(&mut self.looking) => self.looked(look).await?,
                 Ok(()) = views.changed() => {
                     let view = views.borrow_and_update().clone();
                     self.drop_deleted(&view).await?;
@@ -292,6 +311,9 @@ impl Subscription {
         self.next_turn += 1;
         self.turns.insert((wanted.topic, wanted.partition), turn);
         self.cursors.insert(turn, cursor);
+        if self.send_nearer(turn).await? {
+            return Ok(());
+        }
         // Also when there is something to read: the wait finds out whether the offset is in range at all.
         self.wait(turn);
         Ok(())
@@ -303,7 +325,8 @@ impl Subscription {
         let (handle, offset) = (cursor.handle.clone(), cursor.next_offset);
         let (abort, registration) = AbortHandle::new_pair();
         cursor.wait = Some(abort);
-        let readable = async move { handle.wait_readable(offset).await };
+        let source = cursor.source;
+        let readable = async move { handle.wait_readable(offset, source).await };
         let wait = Abortable::new(readable, registration).map(move |outcome| (turn, outcome));
         self.waiting.push(wait.boxed());
     }
@@ -329,7 +352,8 @@ impl Subscription {
             bytes_max: self.credits.bytes_to_read(MESSAGE_BYTES_MAX),
             records_max: self.credits.records_to_read(),
         };
-        let chunk = match fetch::read(&cursor.handle, cursor.next_offset, self.format, bounds) {
+        let (handle, source) = (&cursor.handle, cursor.source);
+        let chunk = match fetch::read(handle, source, cursor.next_offset, self.format, bounds) {
             Ok(chunk) => chunk,
             Err(error) => return self.fail(turn, &error).await,
         };
@@ -367,7 +391,75 @@ impl Subscription {
         };
         self.credits.spend(chunk.bytes, chunk.record_count);
         self.door.metrics.fetched(chunk.record_count, chunk.bytes);
+        if !cursor.handle.is_leader() {
+            self.door.metrics.fetched_from_follower(chunk.bytes);
+        }
         self.send(Response::Batch(batch)).await
+    }
+
+    /// Sends the client to a replica in its rack, if one is fit to be read.
+    async fn send_nearer(&mut self, turn: Turn) -> Result<bool, Ended> {
+        let Some(cursor) = self.cursors.get(&turn) else { return Ok(false) };
+        let (handle, partition) = (&cursor.handle, cursor.partition);
+        let Some((node, address)) = self.door.nearest(handle, partition, &cursor.rack) else {
+            return Ok(false);
+        };
+        let topic = cursor.topic.clone();
+        self.turns.remove(&(topic.clone(), partition));
+        self.cursors.remove(&turn);
+        let redirect = v1::Redirect {
+            topic,
+            partition,
+            leader_node_id: node,
+            leader_address: address,
+            to_replica: true,
+        };
+        self.send(Response::Redirect(redirect)).await.map(|()| true)
+    }
+
+    /// Looks for nearer replicas, and asks whether those here are still in sync.
+    async fn look(&mut self) -> Result<(), Ended> {
+        let is_far = |cursor: &Cursor| cursor.source == Source::Leader && !cursor.rack.is_empty();
+        let far = self.cursors.iter().filter(|(_, cursor)| is_far(cursor)).map(|(turn, _)| *turn);
+        for turn in far.collect::<Vec<Turn>>() {
+            self.send_nearer(turn).await?;
+        }
+        let here = self.cursors.values().filter(|cursor| cursor.source == Source::Replica);
+        let asked: BTreeSet<GroupId> = here.map(|cursor| cursor.handle.group()).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        // Clients leave a replica that says nothing sooner than a leader: they can read elsewhere.
+        self.send(Response::Heartbeat(v1::Heartbeat {})).await?;
+        if self.looking.is_none() {
+            let door = self.door.clone();
+            let look = async move {
+                let in_sync = door.in_sync_here(asked.clone()).await;
+                Look { asked, in_sync }
+            };
+            self.looking = Some(look.boxed());
+        }
+        Ok(())
+    }
+
+    /// Sends those back to their leaders who read what is not in sync any more.
+    async fn looked(&mut self, look: Look) -> Result<(), Ended> {
+        self.looking = None;
+        let mut behind = Vec::new();
+        for (turn, cursor) in &mut self.cursors {
+            let group = cursor.handle.group();
+            if cursor.source != Source::Replica || !look.asked.contains(&group) {
+                continue;
+            }
+            cursor.misses = if look.in_sync.contains(&group) { 0 } else { cursor.misses + 1 };
+            if cursor.misses >= MISSES_MAX {
+                behind.push((*turn, self.door.node.leader_of(group)));
+            }
+        }
+        for (turn, leader) in behind {
+            self.fail(turn, &BrokerError::NotLeader { leader }).await?;
+        }
+        Ok(())
     }
 
     /// Ends the cursors whose topics are gone: their replicas will never have anything to read again.
@@ -414,6 +506,7 @@ impl Subscription {
                     partition,
                     leader_node_id: leader.unwrap_or_default(),
                     leader_address: address.unwrap_or_default(),
+                    to_replica: false,
                 })
             }
             other => {
@@ -451,16 +544,37 @@ impl Subscription {
 /// A cursor where the client wants to begin.
 async fn open(door: &Door, wanted: &v1::SubscribePartition) -> Result<Cursor, BrokerError> {
     door.topic(&wanted.topic, false).await?;
-    let (topic, handle) = door.node.route(&wanted.topic, &wanted.topic_id, wanted.partition)?;
-    let next_offset = handle.resolve(wanted.position.as_ref().unwrap_or(&fetch::start())).await?;
+    let (topic, topic_id, partition) = (&wanted.topic, &wanted.topic_id, wanted.partition);
+    let start = fetch::start();
+    let position = wanted.position.as_ref().unwrap_or(&start);
+    let (topic, handle, source, next_offset) = if wanted.from_replica {
+        let (topic, handle) = door.node.route_to_replica(topic, topic_id, partition)?;
+        let next_offset = handle.resolve_here(position)?;
+        (topic, handle, Source::Replica, next_offset)
+    } else {
+        let (topic, handle) = door.node.route(topic, topic_id, partition)?;
+        let next_offset = handle.resolve(position).await?;
+        (topic, handle, Source::Leader, next_offset)
+    };
     Ok(Cursor {
         topic: topic.name.clone(),
         topic_id: topic.id.clone(),
-        partition: wanted.partition,
+        partition,
         handle,
+        source,
+        rack: wanted.rack.clone(),
+        misses: 0,
         next_offset,
         wait: None,
     })
+}
+
+/// Waits for an answer; for ever if nothing was asked.
+async fn answer(looking: &mut Option<BoxFuture<'static, Look>>) -> Look {
+    match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Whether the stream goes on after a request.

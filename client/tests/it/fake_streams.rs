@@ -266,6 +266,7 @@ impl Node {
                 partition,
                 leader_node_id,
                 leader_address,
+                to_replica: false,
             });
         }
         let offset = match asked.position.unwrap().at.unwrap() {
@@ -300,7 +301,13 @@ impl Node {
                 let leader = world.logs[number].leader;
                 let leader_address = world.addresses[leader].to_string();
                 let leader_node_id = leader as u64 + 1;
-                let redirect = v1::Redirect { topic, partition, leader_node_id, leader_address };
+                let redirect = v1::Redirect {
+                    topic,
+                    partition,
+                    leader_node_id,
+                    leader_address,
+                    to_replica: false,
+                };
                 return Next::Say(SubscribeAnswer::Redirect(redirect), 0);
             }
             let log = &world.logs[number];

@@ -258,7 +258,11 @@ impl World {
             let Some(running) = &self.machines[&node].running else { continue };
             let visible = running.core.visible();
             consumer.position = consumer.position.max(visible.log_start_offset);
-            let (from, to) = (consumer.position, visible.high_watermark);
+            let to = match self.setting.plant {
+                Some(Plant::ReadAhead) => visible.log_end_offset,
+                _ => visible.high_watermark,
+            };
+            let from = consumer.position;
             if from >= to {
                 continue;
             }

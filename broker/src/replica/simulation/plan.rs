@@ -31,6 +31,8 @@ pub(super) enum Plant {
     SleepOn,
     /// Where the partition ends is told by whoever believes to lead it.
     AnswerUnproved,
+    /// Consumers are given what a replica has appended, committed or not.
+    ReadAhead,
 }
 
 /// What goes wrong in a run.

@@ -122,6 +122,11 @@ fn an_end_told_by_a_deposed_leader_is_found() {
 }
 
 #[test]
+fn a_replica_that_serves_what_is_not_committed_is_found() {
+    is_found(Plant::ReadAhead, 20);
+}
+
+#[test]
 fn a_second_vote_in_a_term_is_found() {
     is_found(Plant::VoteTwice, 40);
 }

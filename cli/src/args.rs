@@ -325,6 +325,9 @@ pub(crate) struct Consume {
     /// Go on at the end and wait for more.
     #[arg(long)]
     pub(crate) follow: bool,
+    /// Read from replicas in this rack (node.rack) where they are in sync, and from the leaders otherwise.
+    #[arg(long, value_name = "RACK", default_value = "", hide_default_value = true)]
+    pub(crate) rack: String,
     /// One record: %t topic, %p partition, %o offset, %k key, %v value, %h headers, %T milliseconds since 1970, %% a
     /// percent sign, \n, \t.
     #[arg(short = 'f', long, value_name = "TEMPLATE")]

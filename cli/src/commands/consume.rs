@@ -59,6 +59,7 @@ pub(crate) async fn run(session: &Session, consume: Consume) -> Result<(), Failu
         return Ok(());
     }
     let mut builder = client.consumer(&consume.topic).start(start).stall_timeout(session.timeout);
+    builder = builder.rack(&consume.rack);
     if !consume.partitions.is_empty() {
         builder = builder.partitions(consume.partitions);
     }
@@ -76,7 +77,7 @@ async fn as_member(
 ) -> Result<(), Failure> {
     let client = session.connect().await?;
     let builder = client.consumer(&consume.topic).stall_timeout(session.timeout).group(group);
-    let subscribing = builder.start(position.into()).subscribe();
+    let subscribing = builder.start(position.into()).rack(&consume.rack).subscribe();
     let mut events = session.within("joining the group", subscribing).await?;
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
     head(style, &mut out)?;

@@ -2,6 +2,8 @@
 //!
 //! Owns: the rule that nothing is skipped and nothing comes twice. Never: sockets, clocks, tasks.
 
+use std::sync::Arc;
+
 use highwater_proto::batch::BatchHeader;
 use highwater_proto::v1;
 use tokio::time::Instant;
@@ -30,6 +32,10 @@ pub(crate) struct Cursor {
     pub(crate) obstacle: Option<Refusal>,
     pub(crate) backoff: Backoff,
     pub(crate) retry_at: Option<Instant>,
+    /// Where it is read from, if that is not the leader: a replica in the client's rack.
+    pub(crate) near: Option<Arc<str>>,
+    /// Such a replica was left; until then only the leader is read.
+    pub(crate) near_again_at: Option<Instant>,
 }
 
 impl Cursor {
@@ -44,7 +50,18 @@ impl Cursor {
             obstacle: None,
             backoff: Backoff::default(),
             retry_at: None,
+            near: None,
+            near_again_at: None,
         }
+    }
+
+    /// Goes back to the leader until then, if it is read from a replica in the client's rack; false if it is not.
+    pub(crate) fn leave_near(&mut self, until: Instant) -> bool {
+        let was_near = self.near.take().is_some();
+        if was_near {
+            self.near_again_at = Some(until);
+        }
+        was_near
     }
 
     /// Whether the place is fixed.

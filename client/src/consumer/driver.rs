@@ -45,6 +45,42 @@ struct Line {
     credit: i64,
 }
 
+impl Line {
+    /// Says that a partition is not to be read any more.
+    fn stop(&self, topic: &str, partition: u32) {
+        let topic = topic.to_owned();
+        self.stream.send(Request::Stop(v1::StopPartition { topic, partition }));
+    }
+}
+
+/// Where a partition is read from: the replica nearby, if there is one, or the leader.
+fn source<'a>(
+    leaders: &'a [Option<Leader>],
+    number: u32,
+    cursor: &'a Cursor,
+) -> Option<&'a Arc<str>> {
+    let leader = leaders.get(number as usize).and_then(Option::as_ref);
+    cursor.near.as_ref().or(leader.map(|leader| &leader.address))
+}
+
+/// What is asked for: a partition from the place on that its cursor has reached.
+fn wanted(
+    settings: &Settings,
+    topic_id: &str,
+    number: u32,
+    cursor: &Cursor,
+) -> v1::SubscribePartition {
+    let asks_for_near = cursor.near.is_none() && cursor.near_again_at.is_none();
+    v1::SubscribePartition {
+        topic: settings.topic.clone(),
+        topic_id: topic_id.to_owned(),
+        partition: number,
+        position: Some(cursor.next.into()),
+        from_replica: cursor.near.is_some(),
+        rack: if asks_for_near { settings.rack.clone() } else { String::new() },
+    }
+}
+
 /// See the module.
 pub(crate) struct Driver {
     client: Client,
@@ -141,6 +177,7 @@ impl Driver {
     fn turn(&mut self) -> Option<Instant> {
         let now = self.client.shared.env.now();
         let mut wake = self.give_up_silent(now);
+        wake = earliest(wake, self.look_for_near(now));
         wake = earliest(wake, self.attach(now));
         wake = earliest(wake, self.report_stalled(now));
         self.give_credit();
@@ -158,7 +195,7 @@ impl Driver {
     fn give_up_silent(&mut self, now: Instant) -> Option<Instant> {
         let silence_max = self.settings.silence_max;
         let mut wake = None;
-        let mut silent = Vec::new();
+        let (mut silent, mut suspect) = (Vec::new(), Vec::new());
         // A stream that has not opened yet has a deadline of its own.
         for (id, line) in self.lines.iter().filter(|(_, line)| line.opened) {
             let (suspect_at, until) =
@@ -168,13 +205,50 @@ impl Driver {
             } else if suspect_at <= now {
                 // Perhaps somebody else leads by now, and this node is cut off.
                 self.refresher.want();
+                suspect.push(*id);
                 wake = earliest(wake, Some(until));
             } else {
                 wake = earliest(wake, Some(suspect_at));
             }
         }
+        for id in suspect {
+            self.leave_replicas_of(id, now);
+        }
         for id in silent {
             self.lose(id, &Refusal::connection(format!("nothing heard for {silence_max:?}")));
+        }
+        wake
+    }
+
+    /// Goes back to the leaders of what is read from replicas at the other end of a stream on which nothing is heard.
+    fn leave_replicas_of(&mut self, stream: u64, now: Instant) {
+        let until = now + self.client.shared.config.metadata_age_max;
+        let Some(line) = self.lines.get(&stream) else { return };
+        for (number, cursor) in &mut self.cursors {
+            if cursor.stream == Some(stream) && cursor.leave_near(until) {
+                cursor.detach(now, None);
+                // If it is only slow, it need not go on with this.
+                line.stop(&self.settings.topic, *number);
+            }
+        }
+    }
+
+    /// Asks the leaders of partitions whose replica nearby was left a while ago for another one.
+    fn look_for_near(&mut self, now: Instant) -> Option<Instant> {
+        let mut wake = None;
+        for (number, cursor) in &mut self.cursors {
+            let Some(at) = cursor.near_again_at else { continue };
+            if at > now {
+                wake = earliest(wake, Some(at));
+                continue;
+            }
+            cursor.near_again_at = None;
+            if let Some(line) = cursor.stream.and_then(|stream| self.lines.get(&stream)) {
+                // The same place once more, now with the rack.
+                cursor.awaiting += 1;
+                let wanted = wanted(&self.settings, &self.topic_id, *number, cursor);
+                line.stream.send(Request::Seek(wanted));
+            }
         }
         wake
     }
@@ -192,16 +266,16 @@ impl Driver {
                 wake = earliest(wake, Some(retry_at));
                 continue;
             }
-            let Some(leader) = self.leaders.get(*number as usize).and_then(Option::as_ref) else {
+            let Some(address) = source(&self.leaders, *number, cursor) else {
                 self.refresher.want();
                 continue;
             };
-            match self.avoided.get(&leader.address) {
+            match self.avoided.get(address) {
                 Some((_, again_at)) if *again_at > now => {
                     self.refresher.want();
                     wake = earliest(wake, Some(*again_at));
                 }
-                _ => _ = wanting.insert(leader.address.clone()),
+                _ => _ = wanting.insert(address.clone()),
             }
         }
         // All that will be there, so that the first does not take everything.
@@ -221,22 +295,16 @@ impl Driver {
         let id = self.next_stream;
         let mut partitions = Vec::new();
         for (number, cursor) in &mut self.cursors {
-            let leader = self.leaders.get(*number as usize).and_then(Option::as_ref);
-            let led_there = leader.is_some_and(|leader| leader.address == address);
+            let is_there = source(&self.leaders, *number, cursor) == Some(&address);
             let free = cursor.stream.is_none_or(|stream| !self.lines.contains_key(&stream));
             let waits = cursor.retry_at.is_some_and(|at| at > now);
-            if cursor.ended || !led_there || !free || waits {
+            if cursor.ended || !is_there || !free || waits {
                 continue;
             }
             cursor.stream = Some(id);
             cursor.awaiting = 1;
             cursor.retry_at = None;
-            partitions.push(v1::SubscribePartition {
-                topic: self.settings.topic.clone(),
-                topic_id: self.topic_id.clone(),
-                partition: *number,
-                position: Some(cursor.next.into()),
-            });
+            partitions.push(wanted(&self.settings, &self.topic_id, *number, cursor));
         }
         let bytes = share.min(self.free_credit(share));
         let init = v1::SubscribeInit {
@@ -410,6 +478,8 @@ impl Driver {
         let shared = self.client.shared.clone();
         let goes_on = refusal.is_retriable() || self.is_for_the_group(&refusal);
         let Some(cursor) = self.cursor(stream, number) else { return };
+        // What a replica that does not lead refuses is for the leader to judge.
+        let goes_on = cursor.leave_near(now + shared.config.metadata_age_max) || goes_on;
         if cursor.awaiting > 1 {
             // It concerns the place before a seek. Whether the broker still takes that seek is not known: ask anew.
             cursor.detach(now, None);
@@ -432,6 +502,11 @@ impl Driver {
         let number = redirect.partition;
         let shared = self.client.shared.clone();
         let Some(cursor) = self.cursor(stream, number) else { return };
+        if redirect.to_replica {
+            self.read_near(number, redirect.leader_node_id, redirect.leader_address, now);
+            return;
+        }
+        cursor.leave_near(now + shared.config.metadata_age_max);
         let text = "the partition is led by another node now";
         cursor.detach(now, Some(Refusal::local(reason::NOT_LEADER, Code::Unavailable, text)));
         let first = cursor.backoff.failures() == 0;
@@ -447,12 +522,40 @@ impl Driver {
         }
     }
 
+    /// The leader sent a partition to a replica in the client's rack, and does not read it any more.
+    fn read_near(&mut self, number: u32, node_id: u64, address: String, now: Instant) {
+        let address = self.address_of(node_id, address);
+        let is_avoided = |address: &Arc<str>| {
+            self.avoided.get(address).is_some_and(|(_, again_at)| *again_at > now)
+        };
+        let near = address.filter(|address| !is_avoided(address));
+        let Some(cursor) = self.cursors.get_mut(&number) else { return };
+        cursor.detach(now, None);
+        let Some(near) = near else {
+            cursor.near_again_at = Some(now + self.client.shared.config.metadata_age_max);
+            return;
+        };
+        let stream = self.by_address.get(&near).copied();
+        cursor.near = Some(near);
+        if let Some((stream, line)) = stream.and_then(|id| Some((id, self.lines.get(&id)?))) {
+            cursor.stream = Some(stream);
+            cursor.awaiting = 1;
+            let wanted = wanted(&self.settings, &self.topic_id, number, cursor);
+            line.stream.send(Request::Seek(wanted));
+        }
+    }
+
+    /// Where a node is: as was said, or as is known here if nothing was.
+    fn address_of(&self, node_id: u64, said: String) -> Option<Arc<str>> {
+        match said.is_empty() {
+            true => self.client.shared.metadata.address_of(node_id),
+            false => Some(Arc::from(said)),
+        }
+    }
+
     /// Takes in who leads a partition, by hearsay. False if nobody knows where that is.
     fn follow(&mut self, number: u32, node_id: u64, address: String) -> bool {
-        let address = match address.is_empty() {
-            true => self.client.shared.metadata.address_of(node_id),
-            false => Some(Arc::from(address)),
-        };
+        let address = self.address_of(node_id, address);
         let (Some(address), Some(slot)) = (address, self.leaders.get_mut(number as usize)) else {
             return false;
         };
@@ -482,6 +585,7 @@ impl Driver {
         let shared = self.client.shared.clone();
         let now = shared.env.now();
         for cursor in self.cursors.values_mut().filter(|cursor| cursor.stream == Some(stream)) {
+            cursor.leave_near(now + shared.config.metadata_age_max);
             cursor.detach(now, Some(refusal.clone()));
         }
         let entry = self.avoided.entry(line.address.clone());
@@ -494,8 +598,7 @@ impl Driver {
     fn on_stop(&mut self, partition: u32) {
         let Some(cursor) = self.cursors.remove(&partition) else { return };
         if let Some(line) = cursor.stream.and_then(|stream| self.lines.get(&stream)) {
-            let topic = self.settings.topic.clone();
-            line.stream.send(Request::Stop(v1::StopPartition { topic, partition }));
+            line.stop(&self.settings.topic, partition);
         }
     }
 
@@ -536,15 +639,17 @@ impl Driver {
             cursor.detach(now, None);
         }
         let line = cursor.stream.and_then(|stream| self.lines.get(&stream));
+        if let (Some(_), Some(line)) = (cursor.near.take(), line) {
+            // Only the leader knows where some places are.
+            line.stop(&self.settings.topic, seek.partition);
+            cursor.detach(now, None);
+        }
+        let line = cursor.stream.and_then(|stream| self.lines.get(&stream));
         match line {
             Some(line) => {
                 cursor.awaiting += 1;
-                line.stream.send(Request::Seek(v1::SubscribePartition {
-                    topic: self.settings.topic.clone(),
-                    topic_id: self.topic_id.clone(),
-                    partition: seek.partition,
-                    position: Some(seek.to.into()),
-                }));
+                let wanted = wanted(&self.settings, &self.topic_id, seek.partition, cursor);
+                line.stream.send(Request::Seek(wanted));
             }
             None => cursor.detach(now, None),
         }
@@ -614,6 +719,9 @@ impl Driver {
             let Some(cursor) = self.cursors.get_mut(&number) else { continue };
             // Whoever leads now has not refused anything yet.
             cursor.retry_at = None;
+            if cursor.near.is_some() {
+                continue;
+            }
             let line = cursor.stream.and_then(|stream| self.lines.get(&stream));
             if let (Some(line), Some(leader)) = (line, new)
                 && line.address != leader.address

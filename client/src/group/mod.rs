@@ -72,6 +72,12 @@ impl GroupConsumerBuilder {
         self
     }
 
+    /// See [`ConsumerBuilder::rack`].
+    pub fn rack(mut self, rack: impl Into<String>) -> Self {
+        self.consumer = self.consumer.rack(rack);
+        self
+    }
+
     /// A name that outlives the process, a pod's for example: if it is back within the session timeout, it has its partitions
     /// back and nothing moves. No two processes may use the same one at a time: the later one fences the earlier one. Such a
     /// member does not leave when it is closed.

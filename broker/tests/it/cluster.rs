@@ -14,6 +14,7 @@ mod group_faults;
 mod groups;
 mod membership;
 mod moves;
+mod nearest;
 mod nodes;
 mod processes;
 mod quiesce;

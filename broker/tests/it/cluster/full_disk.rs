@@ -16,7 +16,7 @@ use crate::harness::*;
 const BLOCK_BYTES: usize = 4096;
 
 /// A small file system; gone when this is dropped.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     dir: TempDir,
     /// What a loop device is made of.
     _image: Option<NamedTempFile>,
@@ -24,7 +24,7 @@ struct SmallDisk {
 
 impl SmallDisk {
     /// In memory; `None` where mounting is not allowed.
-    fn mount(size: &str) -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
         run("mount", &["-t", "tmpfs", "-o", &options, "highwater-test", &text(dir.path())])?;
@@ -41,12 +41,12 @@ impl SmallDisk {
         Some(Self { dir, _image: Some(image) })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Takes all room but this many bytes; the file to remove afterwards.
-    fn fill(&self, left: u64) -> PathBuf {
+    pub(crate) fn fill(&self, left: u64) -> PathBuf {
         let ballast = self.path().join("ballast");
         let output = Command::new("df").args(["-B1", "--output=avail"]).arg(self.path()).output();
         let text = String::from_utf8(output.unwrap().stdout).unwrap();

@@ -161,11 +161,17 @@ pub(crate) struct Processes {
 impl Processes {
     /// Three that serve. `more` are flags for each.
     pub(crate) async fn start(more: &[&str]) -> Self {
+        Self::start_each(more, |_| Vec::new()).await
+    }
+
+    /// The same, with flags that each has for itself, by its place.
+    pub(crate) async fn start_each(more: &[&str], own: impl Fn(usize) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let seeds: Vec<String> = (0..3).map(|_| free_address()).collect();
         let mut flags = vec![format!("--seeds={}", seeds.join(","))];
         flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         let node = |(place, seed): (usize, &String)| {
+            let flags: Vec<String> = flags.iter().cloned().chain(own(place)).collect();
             Process::prepare(dir.path().join(format!("node-{}", place + 1)), seed, &flags)
         };
         let nodes = seeds.iter().enumerate().map(node).collect();

@@ -139,7 +139,7 @@ fn leftovers(file: &File) -> Vec<String> {
     problems
 }
 
-/// The mapping, and the buffer that keeps payloads whole (ADR 13).
+/// The mapping, and the buffer that keeps payloads whole (ADR 15).
 const UNSAFE_FILES: [&str; 2] = ["storage/src/mapping.rs", "proto/src/grpc.rs"];
 
 fn unsafe_elsewhere(file: &File) -> Vec<String> {

@@ -9,15 +9,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_proto::v1;
 use highwater_proto::v1::cluster_service_client::ClusterServiceClient;
 use highwater_proto::v1::consumer_service_client::ConsumerServiceClient;
 use highwater_proto::v1::group_service_client::GroupServiceClient;
 use highwater_proto::v1::registry_service_client::RegistryServiceClient;
 use highwater_proto::v1::topic_service_client::TopicServiceClient;
+use highwater_proto::{grpc, v1};
 use parking_lot::Mutex;
-use tonic::Code;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::{ClientTlsConfig, Endpoint};
+use tonic::{Code, Streaming};
 
 use crate::breaker::{BreakerPolicy, BreakerState, CircuitBreaker};
 use crate::config::ClientConfig;
@@ -30,7 +33,7 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// The same for all streams of a connection together.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Largest message in either direction: a batch of 4 MiB with room around it.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Largest HTTP/2 frame accepted: one that holds a batch of the usual size is not put together again.
 const FRAME_BYTES_MAX: u32 = 2 << 20;
 /// The longest a TCP connection may take to come up, so that another address gets its turn.
@@ -118,6 +121,23 @@ impl Connections {
         let channel = Guarded::new(address, endpoint.connect_lazy(), breaker, self.env.clone());
         channels.insert(address.clone(), channel.clone());
         Ok(channel)
+    }
+
+    /// Opens a stream of batches at `path`, by the way that copies none of them.
+    pub(crate) async fn open<Q, A>(
+        &self,
+        address: &Arc<str>,
+        path: &'static str,
+        requests: mpsc::UnboundedReceiver<Q>,
+    ) -> Result<Streaming<A>, Refusal>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let channel = self.channel(address)?;
+        let requests = UnboundedReceiverStream::new(requests);
+        let answers = grpc::open(channel, path, requests, MESSAGE_BYTES_MAX).await;
+        answers.map_err(|status| Refusal::from_status(&status))
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {

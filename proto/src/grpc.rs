@@ -29,6 +29,13 @@ use tonic::codegen::{StdError, http};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+/// The methods that carry batches.
+pub const PRODUCE_STREAM: &str = "/highwater.v1.ProducerService/ProduceStream";
+/// See [`PRODUCE_STREAM`].
+pub const SUBSCRIBE: &str = "/highwater.v1.ConsumerService/Subscribe";
+/// See [`PRODUCE_STREAM`].
+pub const EXCHANGE: &str = "/highwater.internal.v1.RaftTransportService/Exchange";
+
 /// Smaller fields are copied: a piece of its own costs more than that.
 const PIECE_BYTES_MIN: usize = 4 << 10;
 /// Messages that are ready are gathered up to this.

@@ -1,18 +1,36 @@
 //! ConsumerService of one listener. Owns nothing: the unary way is in `fetch`, the stream in `subscribe`.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
-use highwater_proto::v1;
-use highwater_proto::v1::consumer_service_server::ConsumerService;
+use highwater_proto::v1::consumer_service_server::{ConsumerService, ConsumerServiceServer};
+use highwater_proto::{grpc, v1};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::door::{Door, deadline};
-use super::subscribe;
+use super::lean::{self, LeanServer};
+use super::{MESSAGE_BYTES_MAX, subscribe};
 
 /// ConsumerService of one listener.
 pub(super) struct Consumers {
     pub(super) door: Door,
+}
+
+impl Consumers {
+    pub(super) fn server(self) -> LeanServer<ConsumerServiceServer<Self>> {
+        let handlers = Arc::new(self);
+        let others = ConsumerServiceServer::from_arc(Arc::clone(&handlers))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let lean = move |request| -> lean::Answer {
+            let handlers = Arc::clone(&handlers);
+            Box::pin(grpc::answer(request, MESSAGE_BYTES_MAX, async move |request| {
+                handlers.subscribe(request).await
+            }))
+        };
+        LeanServer::new(grpc::SUBSCRIBE, lean, others)
+    }
 }
 
 #[tonic::async_trait]

@@ -60,7 +60,6 @@ pub(crate) use tls::{Certificates, NodeTls};
 use door::Door;
 use in_flight::ByteBudget;
 use incoming::{Connection, ConnectionLimits};
-use lean::LeanServer;
 use observe::ObserveLayer;
 
 /// HTTP/2 flow control: bytes on their way to this side of one stream.
@@ -143,8 +142,8 @@ impl Servers {
             metrics: Arc::clone(&self.shared.metrics),
             clock: Arc::clone(&self.shared.clock),
         };
-        let producers = LeanServer::new(produce::Producers { door: door.clone() });
-        let consumers = LeanServer::new(consume::Consumers { door: door.clone() });
+        let producers = produce::Producers { door: door.clone() }.server();
+        let consumers = consume::Consumers { door: door.clone() }.server();
         let topics = TopicServiceServer::new(topics::Topics { door: door.clone() });
         let groups = GroupServiceServer::new(groups::Groups { door: door.clone() });
         let clusters = ClusterServiceServer::new(clusters::Clusters { door: door.clone() });
@@ -190,7 +189,7 @@ impl Servers {
             .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
         let closing = self.closing.clone();
-        let raft = LeanServer::new(raft_transport::RaftTransport { events, closing });
+        let raft = raft_transport::RaftTransport { events, closing }.server();
         server(self.shared.config.limits.streams_per_connection)
             .add_service(nodes)
             .add_service(raft)

@@ -22,8 +22,6 @@ use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerEvents, PeerStreams};
 use crate::env::Tasks;
 
-const EXCHANGE: &str = "/highwater.internal.v1.RaftTransportService/Exchange";
-
 /// Most batches in the queue of a peer.
 const QUEUED_BATCHES_MAX: usize = 1_024;
 
@@ -212,7 +210,7 @@ impl Connection {
         let (queue, batches) = Queue::new();
         let outbound = outbound(events.own_hello(self.node), batches, Arc::clone(&queue.bytes));
         let answer = async {
-            let inbound = grpc::open(channel, EXCHANGE, outbound, INTERNAL_MESSAGE_BYTES_MAX);
+            let inbound = grpc::open(channel, grpc::EXCHANGE, outbound, INTERNAL_MESSAGE_BYTES_MAX);
             let mut inbound: Streaming<internal::ExchangeResponse> = inbound.await?;
             let answer = inbound.message().await?;
             let hello = answer.and_then(|answer| answer.hello);

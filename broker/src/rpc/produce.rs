@@ -11,16 +11,17 @@ use futures::Stream;
 use futures::future::join_all;
 use highwater_proto::batch::{BatchBuilder, Compression};
 use highwater_proto::partitioner::partition_for_key;
-use highwater_proto::v1;
-use highwater_proto::v1::producer_service_server::ProducerService;
+use highwater_proto::v1::producer_service_server::{ProducerService, ProducerServiceServer};
+use highwater_proto::{grpc, v1};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::append::TIMEOUT_MS_DEFAULT;
 use super::door::{Door, batch_limits, deadline, refuse_internal};
 use super::in_flight::InFlight;
 use super::incoming::Connection;
+use super::lean::{self, LeanServer};
 use super::status::CallError;
-use super::{connection_of, produce_stream};
+use super::{MESSAGE_BYTES_MAX, connection_of, produce_stream};
 use crate::cluster::peer::PeerError;
 use crate::cluster::topic_config::TopicConfig;
 use crate::error::BrokerError;
@@ -28,6 +29,22 @@ use crate::error::BrokerError;
 /// ProducerService of one listener.
 pub(super) struct Producers {
     pub(super) door: Door,
+}
+
+impl Producers {
+    pub(super) fn server(self) -> LeanServer<ProducerServiceServer<Self>> {
+        let handlers = Arc::new(self);
+        let others = ProducerServiceServer::from_arc(Arc::clone(&handlers))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let lean = move |request| -> lean::Answer {
+            let handlers = Arc::clone(&handlers);
+            Box::pin(grpc::answer(request, MESSAGE_BYTES_MAX, async move |request| {
+                handlers.produce_stream(request).await
+            }))
+        };
+        LeanServer::new(grpc::PRODUCE_STREAM, lean, others)
+    }
 }
 
 #[tonic::async_trait]

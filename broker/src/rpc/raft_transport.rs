@@ -6,13 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use highwater_proto::internal;
 use highwater_proto::internal::exchange_request::Message;
-use highwater_proto::internal::raft_transport_service_server::RaftTransportService;
+use highwater_proto::internal::raft_transport_service_server::{
+    RaftTransportService, RaftTransportServiceServer,
+};
+use highwater_proto::{grpc, internal};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{sender, status, turned_on};
+use super::lean::{self, LeanServer};
+use super::{INTERNAL_MESSAGE_BYTES_MAX, sender, status, turned_on};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerEvents;
 
@@ -21,6 +24,21 @@ pub(super) struct RaftTransport {
     pub(super) events: Arc<dyn PeerEvents>,
     /// True once the broker closes its streams.
     pub(super) closing: watch::Receiver<bool>,
+}
+
+impl RaftTransport {
+    pub(super) fn server(self) -> LeanServer<RaftTransportServiceServer<Self>> {
+        let handlers = Arc::new(self);
+        let others = RaftTransportServiceServer::from_arc(Arc::clone(&handlers))
+            .max_decoding_message_size(INTERNAL_MESSAGE_BYTES_MAX);
+        let lean = move |request| -> lean::Answer {
+            let handlers = Arc::clone(&handlers);
+            Box::pin(grpc::answer(request, INTERNAL_MESSAGE_BYTES_MAX, async move |request| {
+                handlers.exchange(request).await
+            }))
+        };
+        LeanServer::new(grpc::EXCHANGE, lean, others)
+    }
 }
 
 #[tonic::async_trait]

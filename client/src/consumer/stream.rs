@@ -8,14 +8,10 @@ use highwater_proto::v1::subscribe_request::Message as Request;
 use highwater_proto::v1::subscribe_response::Message as Response;
 use highwater_proto::{grpc, v1};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::client::Client;
-use crate::connections::MESSAGE_BYTES_MAX;
 use crate::error::Refusal;
-
-const SUBSCRIBE: &str = "/highwater.v1.ConsumerService/Subscribe";
 
 /// What happens on a stream.
 #[derive(Debug)]
@@ -84,15 +80,9 @@ async fn listen(
 ) -> Refusal {
     let connections = &client.shared.connections;
     let patience = connections.connect_timeout();
-    let open = async {
-        let (channel, outbound) =
-            (connections.channel(address)?, UnboundedReceiverStream::new(outbound));
-        let answers = grpc::open(channel, SUBSCRIBE, outbound, MESSAGE_BYTES_MAX).await;
-        answers.map_err(|status| Refusal::from_status(&status))
-    };
-    let mut answers: Streaming<v1::SubscribeResponse> = match tokio::time::timeout(patience, open)
-        .await
-    {
+    let open = connections.open(address, grpc::SUBSCRIBE, outbound);
+    let opened = tokio::time::timeout(patience, open).await;
+    let mut answers: Streaming<v1::SubscribeResponse> = match opened {
         Ok(Ok(answers)) => answers,
         Ok(Err(refusal)) => return refusal,
         Err(_late) => {

@@ -8,14 +8,10 @@ use highwater_proto::v1::produce_stream_request::Message as Request;
 use highwater_proto::v1::produce_stream_response::Message as Response;
 use highwater_proto::{grpc, v1};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use crate::client::Client;
-use crate::connections::MESSAGE_BYTES_MAX;
 use crate::error::Refusal;
-
-const PRODUCE_STREAM: &str = "/highwater.v1.ProducerService/ProduceStream";
 
 /// What happens on a stream.
 #[derive(Debug)]
@@ -86,11 +82,8 @@ async fn listen(
     let connections = &client.shared.connections;
     let patience = connections.connect_timeout();
     let open = async {
-        let (channel, outbound) =
-            (connections.channel(address)?, UnboundedReceiverStream::new(outbound));
-        let answers = grpc::open(channel, PRODUCE_STREAM, outbound, MESSAGE_BYTES_MAX).await;
         let mut answers: Streaming<v1::ProduceStreamResponse> =
-            answers.map_err(|status| Refusal::from_status(&status))?;
+            connections.open(address, grpc::PRODUCE_STREAM, outbound).await?;
         match answers.message().await.map_err(|status| Refusal::from_status(&status))? {
             Some(v1::ProduceStreamResponse { message: Some(Response::Initialized(opened)) }) => {
                 Ok((answers, opened))

@@ -63,6 +63,7 @@ pub(super) fn serve(
         next_turn: 0,
         ready: VecDeque::new(),
         waiting: FuturesUnordered::new(),
+        may_move: false,
         looking: None,
         has_sent: true,
     };
@@ -137,6 +138,8 @@ struct Subscription {
     next_turn: Turn,
     ready: VecDeque<Turn>,
     waiting: FuturesUnordered<BoxFuture<'static, Waited>>,
+    /// Whether a cursor was given a rack, so that there may be a better replica to read from.
+    may_move: bool,
     /// The question whether replicas here that do not lead are in sync, while it is on its way.
     looking: Option<BoxFuture<'static, Look>>,
     has_sent: bool,
@@ -176,7 +179,7 @@ impl Subscription {
                 },
                 () = turned_on(&mut stopping) => return self.say_goodbye().await,
                 _ = heartbeat.tick() => self.beat().await?,
-                _ = looks.tick() => self.look().await?,
+                _ = looks.tick(), if self.may_move => self.look().await?,
                 look = answer(&mut self.looking) => self.looked(look).await?,
                 Ok(()) = views.changed() => {
                     let view = views.borrow_and_update().clone();
@@ -310,6 +313,7 @@ impl Subscription {
         let turn = self.next_turn;
         self.next_turn += 1;
         self.turns.insert((wanted.topic, wanted.partition), turn);
+        self.may_move |= cursor.source == Source::Replica || !cursor.rack.is_empty();
         self.cursors.insert(turn, cursor);
         if self.send_nearer(turn).await? {
             return Ok(());

@@ -236,14 +236,11 @@ impl Node {
         };
         match self.inner.engine.get(slot.group) {
             Some(replica) if will_do(&replica) => Ok((Arc::clone(found), replica)),
-            _ => {
-                let leader = view.leaders.get(&slot.group).map(|(node, _)| *node);
-                Err(BrokerError::NotLeader { leader: leader.filter(|id| *id != self.id()) })
-            }
+            _ => Err(BrokerError::NotLeader { leader: self.leader_of(slot.group) }),
         }
     }
 
-    /// Who leads a group, as far as this node knows.
+    /// The other node that leads a group, as far as this one knows.
     pub fn leader_of(&self, group: GroupId) -> Option<NodeId> {
         self.view().leaders.get(&group).map(|(leader, _)| *leader).filter(|id| *id != self.id())
     }

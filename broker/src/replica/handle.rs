@@ -357,21 +357,27 @@ impl PartitionHandle {
             if offset < now.log_start_offset {
                 return Err(out_of_range(wire(offset), &now));
             }
-            if now.is_settled && offset > now.log_end_offset {
-                // Or others have written more, and it is this replica that is behind.
-                let proved = self.prove_leadership().await?;
-                if offset > proved.log_end_offset {
-                    return Err(out_of_range(wire(offset), &proved));
-                }
-                continue;
-            }
             if offset < now.high_watermark {
                 return Ok(());
             }
+            self.check_within_end(offset, &now).await?;
             if visible.changed().await.is_err() {
                 return Err(BrokerError::NotLeader { leader: None });
             }
         }
+    }
+
+    /// Fails with `OffsetOutOfRange` for an offset that is above the log's end on a leader that has just proved that it leads: otherwise
+    /// others may have written more, and it is this replica that is behind.
+    async fn check_within_end(&self, offset: u64, seen: &Visible) -> Result<(), BrokerError> {
+        if !seen.is_settled || offset <= seen.log_end_offset {
+            return Ok(());
+        }
+        let proved = self.prove_leadership().await?;
+        if offset <= proved.log_end_offset {
+            return Ok(());
+        }
+        Err(out_of_range(wire(offset), &proved))
     }
 
     /// Reads whole stored batches from the one that contains `from` on (or the next one, where compaction left a gap), all below
@@ -464,12 +470,7 @@ impl PartitionHandle {
                 if offset < visible.log_start_offset {
                     return Err(out_of_range(asked, &visible));
                 }
-                if visible.is_settled && offset > visible.log_end_offset {
-                    let proved = self.prove_leadership().await?;
-                    if offset > proved.log_end_offset {
-                        return Err(out_of_range(asked, &proved));
-                    }
-                }
+                self.check_within_end(offset, &visible).await?;
                 Ok(offset)
             }
             Some(At::TimestampMs(timestamp_ms)) => {

@@ -14,6 +14,7 @@ use highwater_proto::internal::{
 use prost::Message;
 
 use super::METADATA_GROUP;
+use super::names::check_topic_name;
 use super::node::Node;
 use super::peer::PeerError;
 use super::placement::{self, Loads};
@@ -28,8 +29,6 @@ const LEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Producer ids leased at once.
 const PRODUCER_IDS_PER_LEASE: u32 = 1_000;
-/// Longest topic name.
-const TOPIC_NAME_BYTES_MAX: usize = 249;
 
 impl Node {
     /// Applies a command to the metadata group, through its leader wherever that is, and waits until this node has applied it
@@ -292,23 +291,6 @@ pub(crate) fn command(command: Command) -> MetadataCommand {
     MetadataCommand { version: 1, command: Some(command) }
 }
 
-/// Letters, digits, '.', '_' and '-', at most 249 of them, and not a name that means a directory.
-pub(crate) fn check_topic_name(name: &str) -> Result<(), BrokerError> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let why = if name.is_empty() {
-        "a topic needs a name".to_owned()
-    } else if name.len() > TOPIC_NAME_BYTES_MAX {
-        format!("{} bytes are more than the {TOPIC_NAME_BYTES_MAX} allowed", name.len())
-    } else if name == "." || name == ".." {
-        "'.' and '..' are not names".to_owned()
-    } else if !name.bytes().all(legal) {
-        "only letters, digits, '.', '_' and '-' are allowed".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(BrokerError::InvalidArgument { field: format!("topic name '{name}'"), why })
-}
-
 /// Turns a refusal by the state machine into the error that clients know.
 fn accepted(
     outcome: MetadataOutcome,
@@ -361,16 +343,6 @@ mod tests {
             let why = check_level(&command, needed_level, 1).unwrap_err();
             assert!(why.is_retriable() && why.to_string().contains("feature level 2"), "{why}");
             check_level(&command, needed_level, 2).unwrap();
-        }
-    }
-
-    #[test]
-    fn topic_names_are_safe_in_paths_and_metrics() {
-        for good in ["orders", "a.b_c-D9", "__internal", "...", &"x".repeat(249)] {
-            assert!(check_topic_name(good).is_ok(), "{good}");
-        }
-        for bad in ["", ".", "..", "a/b", "a b", "a\0", "ä", &"x".repeat(250)] {
-            assert_eq!(check_topic_name(bad).unwrap_err().reason(), "INVALID_ARGUMENT", "{bad}");
         }
     }
 }

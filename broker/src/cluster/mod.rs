@@ -14,6 +14,7 @@ mod leases;
 mod lifecycle;
 mod metadata;
 mod mover;
+mod names;
 mod node;
 mod options;
 pub mod peer;
@@ -28,8 +29,9 @@ pub mod topic_config;
 mod view;
 
 pub use balance::PlannedMove;
-pub(crate) use commands::{check_partitions, check_topic_name, command};
+pub(crate) use commands::{check_partitions, command};
 pub use founding::FEATURE_LEVEL;
+pub(crate) use names::check_topic_name;
 pub use node::Node;
 pub use options::{NodeConfig, NodeDeps, StartError};
 pub(crate) use registry::check_service_name;

@@ -10,6 +10,7 @@ use highwater_proto::internal::{EndedLease, LeaseImage};
 use highwater_proto::v1::ServiceInstance;
 use prost::Message;
 
+use super::names;
 use crate::error::BrokerError;
 
 /// Most instances. Like [`BYTES_MAX`] this is part of what the state machine does: it may change with a feature level only.
@@ -179,16 +180,14 @@ pub(super) fn check_key(service: &str, id: &str) -> Result<(), BrokerError> {
 }
 
 fn check_name(field: &str, name: &str, bytes_max: usize) -> Result<(), BrokerError> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() {
         return invalid(field, "must not be empty".to_owned());
     }
     if name.len() > bytes_max {
         return invalid(field, too_long(name, bytes_max));
     }
-    if !name.bytes().all(legal) {
-        let why = format!("'{name}': only letters, digits, '.', '_' and '-' are allowed");
-        return invalid(field, why);
+    if !name.bytes().all(names::is_legal) {
+        return invalid(field, format!("'{name}': {}", names::LEGAL));
     }
     Ok(())
 }

@@ -129,6 +129,10 @@ impl CircuitBreaker {
         Self { policy, began: now, core: Mutex::new(core), states, changed: Notify::new() }
     }
 
+    pub(crate) fn state(&self) -> BreakerState {
+        *self.states.borrow()
+    }
+
     /// The state, and how it changes.
     pub(crate) fn watch(&self) -> watch::Receiver<BreakerState> {
         self.states.subscribe()
@@ -311,7 +315,7 @@ mod tests {
         }
 
         fn state(&self) -> BreakerState {
-            *self.breaker.watch().borrow()
+            self.breaker.state()
         }
 
         fn later(&mut self, seconds: u64) {

@@ -19,7 +19,7 @@ use crate::env::Env;
 use crate::error::{Refusal, reason};
 
 /// The longest one node may take to answer before the next is asked.
-const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// After so long without an answer the next node is asked too: one that is stopped or cut off must not hold up who it was that
 /// took over from it.
 const HEDGE: Duration = Duration::from_millis(200);

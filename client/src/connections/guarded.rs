@@ -52,7 +52,7 @@ impl Guarded {
     }
 
     pub(crate) fn state(&self) -> BreakerState {
-        *self.breaker.watch().borrow()
+        self.breaker.state()
     }
 
     /// What a call is told that is not made.
@@ -68,12 +68,16 @@ impl Guarded {
 }
 
 impl Call {
+    /// Without the time that the broker was told to wait.
+    fn took(&self, now: tokio::time::Instant) -> Duration {
+        now.saturating_duration_since(self.began).saturating_sub(self.waits)
+    }
+
     fn over(&mut self, failed: bool) {
         let Some(pass) = self.pass.take() else { return };
         let now = self.guarded.env.now();
-        let took = now.saturating_duration_since(self.began).saturating_sub(self.waits);
         let before = self.guarded.state();
-        pass.over(failed, took, now);
+        pass.over(failed, self.took(now), now);
         let (address, after) = (&self.guarded.address, self.guarded.state());
         if before != after {
             match after {
@@ -88,8 +92,8 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let took = self.guarded.env.now().saturating_duration_since(self.began);
-        if self.guarded.breaker.is_slow(took.saturating_sub(self.waits)) {
+        let took = self.took(self.guarded.env.now());
+        if self.guarded.breaker.is_slow(took) {
             self.over(true);
         }
     }

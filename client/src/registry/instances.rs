@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use highwater_proto::v1;
 use tokio::sync::watch;
@@ -16,10 +15,7 @@ use crate::client::Client;
 use crate::config::Backoff;
 use crate::connections::registry_service;
 use crate::error::{AdminError, Refusal};
-use crate::metadata::Order;
-
-/// The longest one node may take to tell who is there before the next is asked.
-const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+use crate::metadata::{ATTEMPT_MAX, Order};
 
 /// The instances of a service, kept up to date in the background; from [`Registry::watch`](super::Registry::watch).
 ///

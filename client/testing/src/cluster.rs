@@ -391,7 +391,8 @@ impl Cluster {
     }
 
     /// Puts the brokers' clocks forward: retention passes, members that are not heard lose their session, deadlines end. Leaders
-    /// stay, and so do instances of services: a node that was late does not hold it against others. The clock of the test and of its clients goes on as it does.
+    /// stay, and so do instances of services: a node that was late does not hold it against others. The clock of the test and of its
+    /// clients goes on as it does.
     pub fn advance(&self, time: Duration) {
         self.clock.advance(time);
     }

@@ -1,7 +1,7 @@
 //! The wire contract: protobuf messages and services, and the record-batch codec.
 //!
-//! Owns: `protos/`, the generated code, gRPC bodies that copy no payload, the batch codec (Kafka's record batch, magic 2), the partitioner. Never: sockets,
-//! files, Raft, or anything of the broker's or the client's state.
+//! Owns: `protos/`, the generated code, gRPC bodies that copy no payload, the batch codec (Kafka's record batch, magic 2), the
+//! partitioner. Never: sockets, files, Raft, or anything of the broker's or the client's state.
 
 pub mod batch;
 mod convert;

@@ -4,7 +4,8 @@
 //! offsets a batch gets, who is told what. Synchronous: messages, ticks and proposals go in, [`Effects`] come out. Never: a
 //! clock, a socket, a thread or an await; it runs in a plain `#[test]` and in the simulator.
 //!
-//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/reads.rs` proves that it leads; `core/quiesce.rs` lets groups sleep; `core/open.rs` creates and recovers; this file is what drivers call.
+//! `core/propose.rs` takes proposals; `core/ready.rs` handles raft's Ready; `core/reads.rs` proves that it leads;
+//! `core/quiesce.rs` lets groups sleep; `core/open.rs` creates and recovers; this file is what drivers call.
 
 #[cfg(test)]
 mod full_disk_tests;

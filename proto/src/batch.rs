@@ -27,6 +27,7 @@
 //! Numbers are big-endian; varints are zig-zag.
 
 mod builder;
+mod checksum;
 mod codec;
 mod compact;
 mod header;
@@ -39,7 +40,7 @@ mod view;
 
 pub use builder::BatchBuilder;
 pub use compact::{CompactRecord, Compacted};
-pub use header::{BatchHeader, restamp_producer, sequence_add, stamped_prefix};
+pub use header::{BatchHeader, restamp_producer, sequence_add, stamped_checksum, stamped_prefix};
 pub use record::RecordView;
 pub use validate::{BatchLimits, ValidateDepth, validate};
 pub use view::{BatchView, Records};

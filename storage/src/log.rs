@@ -43,7 +43,7 @@ pub use types::{EntryMeta, Epoch, LogOptions, LogStart, RecoveryReport, SegmentI
 use crate::disk::{Disk, DiskFile};
 use crate::error::{IoContext, StorageError};
 use crate::small_file::write_small_file;
-use frame::{FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, frame_bytes, padding};
+use frame::{FrameHeader, PayloadSum, SEGMENT_HEADER_BYTES, SegmentHeader, frame_bytes, padding};
 use index::{Points, SparsePoint};
 use segment::{CreateFailure, Scan, Segment};
 use spare::Spare;
@@ -191,6 +191,26 @@ impl Log {
     /// was appended; a full disk may be tried again. After any other error the entry may be there all the
     /// same once the log is opened again, unless something else was appended in its place and synced.
     pub fn append(&mut self, meta: &EntryMeta, payload: &[&[u8]]) -> Result<u64, StorageError> {
+        self.append_with(meta, payload, || PayloadSum::of(payload))
+    }
+
+    /// The same for a payload whose CRC-32C is known already, so that it need not be read for that. It is taken at its word:
+    /// with a wrong one the entry counts as damaged from the start.
+    pub fn append_summed(
+        &mut self,
+        meta: &EntryMeta,
+        payload: &[&[u8]],
+        crc32c: u32,
+    ) -> Result<u64, StorageError> {
+        self.append_with(meta, payload, || PayloadSum::Crc32c(crc32c))
+    }
+
+    fn append_with(
+        &mut self,
+        meta: &EntryMeta,
+        payload: &[&[u8]],
+        sum: impl FnOnce() -> PayloadSum,
+    ) -> Result<u64, StorageError> {
         let payload_len = self.check_append(meta, payload)?;
         if self.will_roll(payload_len as usize) {
             self.start_next_segment()?;
@@ -205,7 +225,7 @@ impl Log {
             meta: *meta,
             base_offset,
             payload_len,
-            payload_crc: checksum(payload),
+            payload_sum: sum(),
             durable_index: self.durable_index,
         };
         let position = self.active.position;
@@ -769,12 +789,4 @@ fn epochs_within(epochs: &[Epoch], info: &SegmentInfo) -> Vec<Epoch> {
             ..*epoch
         })
         .collect()
-}
-
-fn checksum(parts: &[&[u8]]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    hasher.finalize()
 }

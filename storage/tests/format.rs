@@ -3,7 +3,8 @@
 //! What is in `tests/fixtures` is never written again. It was made by the ignored tests below, which stay here to
 //! say what is in it: `cargo test -p highwater-storage --test format -- --ignored`. A new format gets a
 //! directory of its own beside the others. `v1` is one log and a node's small files; `v1-groups` came later in the first
-//! release: two logs behind a journal of appends, one of them with a compacted part and a summary of its segments.
+//! release: two logs behind a journal of appends, one of them with a compacted part and a summary of its segments. `v2` is what
+//! `v1` is, with frames of version 2, whose payloads have a CRC-32C.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -86,9 +87,9 @@ fn sync(log: &mut Log) {
 }
 
 #[test]
-#[ignore = "writes tests/fixtures/v1, which is never written again"]
+#[ignore = "writes tests/fixtures/v2, which is never written again"]
 fn write_the_fixture() {
-    let dir = fixture("v1");
+    let dir = fixture("v2");
     fs::create_dir_all(&dir).unwrap();
     let mut log = Log::create(disk(), &dir.join("log"), START, options()).unwrap();
     for index in 5..=49 {
@@ -235,7 +236,16 @@ fn files(log: &Path, extension: &str) -> Vec<PathBuf> {
 
 #[test]
 fn the_log_of_the_first_release_opens_and_holds_what_it_held() {
-    let dir = copy();
+    holds_what_it_held("v1");
+}
+
+#[test]
+fn a_log_with_frames_of_version_two_opens_and_holds_what_it_held() {
+    holds_what_it_held("v2");
+}
+
+fn holds_what_it_held(name: &str) {
+    let dir = copy_of(name);
     for round in 0..2 {
         let (mut log, report) = Log::open(disk(), &dir.path().join("log"), options(), 70).unwrap();
         assert_eq!((report.cut_from, report.index_files_rebuilt), (None, 0), "{report:?}");
@@ -256,7 +266,7 @@ fn the_log_of_the_first_release_opens_and_holds_what_it_held() {
         assert_eq!(epochs, [3, 4, 6]);
         let found = reader.entry_at_time(meta(40, 4).max_timestamp_ms, u64::MAX).unwrap().unwrap();
         assert_eq!(found.meta.index, 40);
-        // It also goes on from there.
+        // It also goes on from there, in frames of today.
         log.append(&meta(71 + round, 6), &[&payload(71 + round)]).unwrap();
         sync(&mut log);
     }
@@ -351,7 +361,7 @@ fn a_newer_version_of_any_file_is_refused_by_name_and_nothing_is_changed() {
     let newest = files(&dir.path().join("log"), "log").pop().unwrap();
     let whole = fs::read(&newest).unwrap();
     rewrite(&newest, 128 + 4, 9, 128, 128 + 76, false);
-    refused(open_log(), &newest, 9, 1);
+    refused(open_log(), &newest, 9, 2);
     fs::write(&newest, whole).unwrap();
 
     let start = log.join("start");

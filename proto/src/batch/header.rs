@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::{BatchError, Compression, HEADER_BYTES, MAGIC};
+use super::{BatchError, Compression, HEADER_BYTES, MAGIC, checksum};
 
 /// Where the batch length's own count begins.
 const LENGTH_END: usize = 12;
@@ -240,6 +240,19 @@ pub(super) fn seal(batch: &mut [u8], header: &BatchHeader) {
     batch[..HEADER_BYTES].copy_from_slice(&BatchHeader { batch_length, ..*header }.to_bytes());
     let crc = crc_of(batch);
     batch[CRC_AT..CRC_COVERS_FROM].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// CRC-32C of the whole of `batch` with `prefix`, from [`stamped_prefix`], over its front, without reading the records: their
+/// checksum is the one that the batch carries. Whether that is right is for whoever reads the bytes to find out.
+///
+/// # Panics
+/// If `batch` is shorter than a header.
+pub fn stamped_checksum(prefix: &[u8; 16], batch: &[u8]) -> u32 {
+    let header = batch.first_chunk().expect("only validated batches are stamped");
+    let crc = u32::from_be_bytes(field(header, CRC_AT));
+    let front = [&prefix[..], &batch[prefix.len()..CRC_COVERS_FROM]];
+    let front = front.iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part));
+    checksum::combine(front, crc, batch.len() - CRC_COVERS_FROM)
 }
 
 /// The first 16 bytes of `batch` with base offset and leader epoch written in: they lie outside the checksum, so the

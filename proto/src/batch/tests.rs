@@ -68,7 +68,9 @@ fn a_small_batch_has_these_bytes() {
 fn a_stamped_batch_keeps_its_checksum_and_reads_at_its_new_offsets() {
     let batch = one_record(b"value");
     let mut stamped = batch.to_vec();
-    stamped[..16].copy_from_slice(&stamped_prefix(&batch, 5_000_000_000, 7));
+    let prefix = stamped_prefix(&batch, 5_000_000_000, 7);
+    stamped[..16].copy_from_slice(&prefix);
+    assert_eq!(stamped_checksum(&prefix, &batch), crc32c::crc32c(&stamped));
     let view = BatchView::parse(Bytes::from(stamped)).unwrap();
     assert_eq!((view.header().base_offset, view.header().leader_epoch), (5_000_000_000, 7));
     assert_eq!(view.records().unwrap().next().unwrap().unwrap().offset, 5_000_000_000);

@@ -10,7 +10,6 @@ pub(super) const FRAME_HEADER_BYTES: usize = 80;
 pub(super) const SEGMENT_HEADER_BYTES: usize = 128;
 
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"HWfr");
-const FRAME_VERSION: u8 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"HWSEGMT\0";
 const SEGMENT_VERSION: u32 = 1;
 const FLAG_RESETS: u32 = 1;
@@ -41,6 +40,43 @@ pub(super) fn padding(payload_len: usize) -> &'static [u8] {
     &[0; 8][..payload_len.next_multiple_of(8) - payload_len]
 }
 
+/// The checksum of a frame's payload, of which there is one kind in each version of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PayloadSum {
+    /// Version 1, no longer written.
+    Crc32(u32),
+    /// Version 2: what writes the payload may know it already, as batches carry theirs.
+    Crc32c(u32),
+}
+
+impl PayloadSum {
+    pub(super) fn of(parts: &[&[u8]]) -> Self {
+        Self::Crc32c(parts.iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part)))
+    }
+
+    pub(super) fn is_of(self, payload: &[u8]) -> bool {
+        match self {
+            Self::Crc32(sum) => crc32fast::hash(payload) == sum,
+            Self::Crc32c(sum) => crc32c::crc32c(payload) == sum,
+        }
+    }
+
+    fn encode(self) -> (u8, u32) {
+        match self {
+            Self::Crc32(sum) => (1, sum),
+            Self::Crc32c(sum) => (2, sum),
+        }
+    }
+
+    fn decode(frame_version: u8, sum: u32) -> Option<Self> {
+        match frame_version {
+            1 => Some(Self::Crc32(sum)),
+            2 => Some(Self::Crc32c(sum)),
+            _ => None,
+        }
+    }
+}
+
 /// A frame's header.
 ///
 /// ```text
@@ -54,7 +90,7 @@ pub(super) struct FrameHeader {
     pub(super) meta: EntryMeta,
     pub(super) base_offset: u64,
     pub(super) payload_len: u32,
-    pub(super) payload_crc: u32,
+    pub(super) payload_sum: PayloadSum,
     /// Everything up to this index was durable on this node when the frame was written.
     pub(super) durable_index: u64,
 }
@@ -63,7 +99,8 @@ impl FrameHeader {
     pub(super) fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
         let mut bytes = [0; FRAME_HEADER_BYTES];
         put(&mut bytes, 0, &FRAME_MAGIC.to_le_bytes());
-        bytes[4] = FRAME_VERSION;
+        let (version, payload_sum) = self.payload_sum.encode();
+        bytes[4] = version;
         bytes[5] = self.meta.kind;
         put(&mut bytes, 8, &self.identity.to_le_bytes());
         put(&mut bytes, 16, &self.meta.index.to_le_bytes());
@@ -74,27 +111,28 @@ impl FrameHeader {
         put(&mut bytes, 56, &self.meta.offset_span.to_le_bytes());
         put(&mut bytes, 60, &self.payload_len.to_le_bytes());
         put(&mut bytes, 64, &self.durable_index.to_le_bytes());
-        put(&mut bytes, 72, &self.payload_crc.to_le_bytes());
+        put(&mut bytes, 72, &payload_sum.to_le_bytes());
         let crc = crc32fast::hash(&bytes[..76]);
         put(&mut bytes, 76, &crc.to_le_bytes());
         bytes
     }
 
     /// The newest format of frames that this release reads.
-    pub(super) const VERSION_MAX: u32 = FRAME_VERSION as u32;
+    pub(super) const VERSION_MAX: u32 = 2;
 
     /// The version of the frame at the start of `bytes`, if it is one of this segment in a format that
     /// this release does not know. Every format keeps magic, version, identity and checksum in place.
     pub(super) fn unknown_version(bytes: &[u8], identity: u64) -> Option<u32> {
         let bytes = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
-        (is_sealed(bytes, identity) && bytes[4] != FRAME_VERSION).then(|| u32::from(bytes[4]))
+        let is_known = PayloadSum::decode(bytes[4], 0).is_some();
+        (is_sealed(bytes, identity) && !is_known).then(|| u32::from(bytes[4]))
     }
 
     /// The header in `bytes`, if it is a valid one of the segment with `identity`.
     pub(super) fn decode(bytes: &[u8], identity: u64) -> Option<Self> {
         let bytes = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
-        let valid = bytes[4] == FRAME_VERSION && is_sealed(bytes, identity);
-        valid.then(|| Self {
+        let payload_sum = PayloadSum::decode(bytes[4], u32_at(bytes, 72))?;
+        is_sealed(bytes, identity).then(|| Self {
             identity,
             meta: EntryMeta {
                 index: u64_at(bytes, 16),
@@ -106,7 +144,7 @@ impl FrameHeader {
             },
             base_offset: u64_at(bytes, 32),
             payload_len: u32_at(bytes, 60),
-            payload_crc: u32_at(bytes, 72),
+            payload_sum,
             durable_index: u64_at(bytes, 64),
         })
     }
@@ -257,7 +295,7 @@ mod tests {
             },
             base_offset: 40,
             payload_len: 5,
-            payload_crc: crc32fast::hash(b"hello"),
+            payload_sum: PayloadSum::of(&[b"hel", b"lo"]),
             durable_index: 6,
         }
     }
@@ -277,14 +315,16 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The formats of the first release: these strings never change.
+    /// Formats that were released: these strings never change.
     #[test]
     fn the_bytes_of_both_headers_are_these() {
         assert_eq!(hex(&frame().encode()), GOLDEN_FRAME);
+        let payload_sum = PayloadSum::Crc32(crc32fast::hash(b"hello"));
+        assert_eq!(hex(&FrameHeader { payload_sum, ..frame() }.encode()), GOLDEN_FRAME_1);
         assert_eq!(hex(&segment().encode()), GOLDEN_SEGMENT);
     }
 
-    const GOLDEN_FRAME: &str = concat!(
+    const GOLDEN_FRAME_1: &str = concat!(
         "4857667201020000",
         "8877665544332211",
         "0700000000000000",
@@ -295,6 +335,18 @@ mod tests {
         "0a00000005000000",
         "0600000000000000",
         "86a610364dcb65aa",
+    );
+    const GOLDEN_FRAME: &str = concat!(
+        "4857667202020000",
+        "8877665544332211",
+        "0700000000000000",
+        "0300000000000000",
+        "2800000000000000",
+        "0068e5cf8b010000",
+        "fbffffffffffffff",
+        "0a00000005000000",
+        "0600000000000000",
+        "4cbb719ad4b2812d",
     );
     const GOLDEN_SEGMENT: &str = concat!(
         "48575345474d5400",
@@ -312,7 +364,10 @@ mod tests {
 
     #[test]
     fn headers_decode_to_what_was_encoded() {
-        assert_eq!(FrameHeader::decode(&frame().encode(), frame().identity), Some(frame()));
+        let first = FrameHeader { payload_sum: PayloadSum::Crc32(7), ..frame() };
+        for frame in [frame(), first] {
+            assert_eq!(FrameHeader::decode(&frame.encode(), frame.identity), Some(frame));
+        }
         assert_eq!(
             SegmentHeader::decode(&segment().encode()),
             DecodedSegmentHeader::Valid(segment())

@@ -6,15 +6,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Log;
 use super::frame::{
-    DecodedSegmentHeader, FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    padding,
+    DecodedSegmentHeader, FRAME_HEADER_BYTES, FrameHeader, PayloadSum, SEGMENT_HEADER_BYTES,
+    SegmentHeader, padding,
 };
 use super::index;
 use super::segment::file_name;
 use super::state::OpenSealed;
 use super::types::{EntryMeta, LogOptions, LogStart, StoredEntry};
-use super::{Log, checksum};
 use crate::disk::{Disk, DiskFile, SimDisk};
 use crate::error::StorageError;
 use crate::fuzzing::Input;
@@ -51,7 +51,8 @@ pub fn frame_decode(data: &[u8]) {
     let mut sealed = [0; FRAME_HEADER_BYTES];
     let len = bytes.len().min(FRAME_HEADER_BYTES);
     sealed[..len].copy_from_slice(&bytes[..len]);
-    sealed[..5].copy_from_slice(b"HWfr\x01");
+    sealed[..4].copy_from_slice(b"HWfr");
+    sealed[4] = 1 + (sealed[4] & 1);
     sealed[8..16].copy_from_slice(&identity.to_le_bytes());
     let crc = crc32fast::hash(&sealed[..76]);
     sealed[76..].copy_from_slice(&crc.to_le_bytes());
@@ -88,7 +89,7 @@ fn write_segment(disk: &SimDisk, sequence: u64, input: &mut Input<'_>) {
         },
         base_offset: input.number(),
         payload_len: 0,
-        payload_crc: 0,
+        payload_sum: PayloadSum::Crc32c(0),
         durable_index: input.number(),
     };
     let header = SegmentHeader {
@@ -137,7 +138,11 @@ fn write_piece(bytes: &mut Vec<u8>, next: &mut FrameHeader, input: &mut Input<'_
     }
     let payload = input.bytes(usize::from(what >> 4) * 8);
     next.payload_len = u32::try_from(payload.len()).unwrap_or(0);
-    next.payload_crc = checksum(&[payload]).wrapping_add(u32::from(what & 15 == 9));
+    next.payload_sum = match what & 15 {
+        9 => PayloadSum::Crc32c(!crc32c::crc32c(payload)),
+        11 => PayloadSum::Crc32(crc32fast::hash(payload)),
+        _ => PayloadSum::of(&[payload]),
+    };
     if what & 15 == 10 {
         // A length that lies.
         next.payload_len = u32::MAX - u32::from(input.byte());

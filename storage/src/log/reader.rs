@@ -13,7 +13,7 @@ use super::frame::{FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::index::{self, Points};
 use super::segment::{self, Cursor, Found};
 use super::state::{SegmentEntry, Shared};
-use super::types::{Epoch, LogStart, SegmentInfo, StoredEntry};
+use super::types::{EntryMeta, Epoch, LogStart, SegmentInfo, StoredEntry};
 use crate::disk::DiskFile;
 use crate::error::{IoContext, StorageError};
 
@@ -98,6 +98,18 @@ impl LogReader {
         to: u64,
         bytes_max: u64,
     ) -> Result<Vec<StoredEntry>, StorageError> {
+        self.entries_verified_if(from, to, bytes_max, |_| true)
+    }
+
+    /// The same, but only the payloads of entries for which `verify` holds are read and checked. The others are as they stand there:
+    /// for a caller that needs to know of them, and not what is in them.
+    pub fn entries_verified_if(
+        &self,
+        from: u64,
+        to: u64,
+        bytes_max: u64,
+        verify: impl Fn(&EntryMeta) -> bool,
+    ) -> Result<Vec<StoredEntry>, StorageError> {
         let segments = {
             let state = self.shared.state.read();
             if from < state.start.first_index {
@@ -128,7 +140,8 @@ impl LogReader {
                 if !budget.admits(&found) {
                     return Ok(out);
                 }
-                out.push(walk.verified(found)?);
+                let verified = verify(&found.header.meta);
+                out.push(if verified { walk.verified(found)? } else { found.into_entry() });
                 next += 1;
             }
         }
@@ -357,11 +370,7 @@ impl Walk<'_> {
                 "wrong payload checksum",
             ));
         }
-        Ok(StoredEntry {
-            meta: found.header.meta,
-            base_offset: found.header.base_offset,
-            payload: found.payload,
-        })
+        Ok(found.into_entry())
     }
 
     pub(super) fn missing(&self, index: u64) -> StorageError {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{
-    DecodedSegmentHeader, FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    frame_bytes, padding, segment_identity,
+    DecodedSegmentHeader, FRAME_HEADER_BYTES, FrameHeader, PayloadSum, SEGMENT_HEADER_BYTES,
+    SegmentHeader, frame_bytes, padding, segment_identity,
 };
 use super::segment::{self, Cursor, Found, parse_file_name};
 use super::types::{LogOptions, LogStart, StoredEntry};
@@ -458,7 +458,7 @@ impl Rebuild {
             meta: entry.meta,
             base_offset: entry.base_offset,
             payload_len,
-            payload_crc: crc32fast::hash(&entry.payload),
+            payload_sum: PayloadSum::of(&[&entry.payload]),
             // May only claim too little.
             durable_index: self.header.durable_index,
         };

@@ -13,7 +13,7 @@ use super::frame::{
     FRAME_HEADER_BYTES, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, frame_bytes,
 };
 use super::index::{Points, SparsePoint};
-use super::types::{Epoch, LogOptions, LogStart, SegmentInfo};
+use super::types::{Epoch, LogOptions, LogStart, SegmentInfo, StoredEntry};
 use crate::disk::{Disk, DiskFile, Lease};
 use crate::error::{IoContext, StorageError};
 
@@ -234,8 +234,13 @@ impl Found {
         self.position + self.header.frame_bytes()
     }
 
+    pub(super) fn into_entry(self) -> StoredEntry {
+        let FrameHeader { meta, base_offset, .. } = self.header;
+        StoredEntry { meta, base_offset, payload: self.payload }
+    }
+
     pub(super) fn payload_is_intact(&self) -> bool {
-        crc32fast::hash(&self.payload) == self.header.payload_crc
+        self.header.payload_sum.is_of(&self.payload)
     }
 }
 

@@ -4,6 +4,7 @@
 //! before `advance_append_async`; a leader's messages leave at once; everyone else's wait in `unpersisted` until
 //! [`Core::persisted`] says that this Ready and all before it are durable.
 
+use highwater_proto::batch::stamped_checksum;
 use highwater_proto::internal::{AdvanceLogStart, ReplicaCheckpoint};
 use highwater_storage::{HardState, LogStart, StagedCompaction, StorageError};
 use prost::Message as _;
@@ -263,7 +264,11 @@ impl Core {
                 // The stamp lies outside the batch's checksum, so the payload itself goes to the file untouched.
                 let stamp = envelope::stamp(&entry.data, self.log.next_offset(), entry.term);
                 let parts: [&[u8]; 2] = [&stamp, &entry.data[stamp.len()..]];
-                let base_offset = self.insist(|core| core.log.append(&described.meta, &parts))?;
+                // What the batch says of its records, checked when it came in, holds for the frame: they are not read again, and
+                // a bit that flips between there and the disk is found.
+                let sum = stamped_checksum(&stamp, &entry.data);
+                let base_offset =
+                    self.insist(|core| core.log.append_summed(&described.meta, &parts, sum))?;
                 self.record_produced(&header, described, base_offset);
                 base_offset
             }

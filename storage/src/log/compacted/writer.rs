@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use super::{CompactedManifest, CompactedSegment, Shared};
 use crate::disk::DiskFile;
 use crate::error::{IoContext, StorageError};
-use crate::log::frame::{FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader, mix, padding};
+use crate::log::frame::{
+    FrameHeader, PayloadSum, SEGMENT_HEADER_BYTES, SegmentHeader, mix, padding,
+};
 use crate::log::types::{LogStart, StoredEntry};
 
 /// Written at once.
@@ -146,7 +148,7 @@ impl CompactedWriter {
             meta: entry.meta,
             base_offset: entry.base_offset,
             payload_len,
-            payload_crc: crc32fast::hash(payload),
+            payload_sum: PayloadSum::of(&[payload]),
             durable_index: entry.meta.index,
         };
         segment.buffer.extend_from_slice(&header.encode());

@@ -418,3 +418,30 @@ fn offsets_and_indexes_at_the_end_of_their_numbers_are_errors_not_panics() {
     assert!(log.truncate_suffix(u64::MAX).is_err());
     assert_eq!(log.truncate_prefix(u64::MAX).unwrap(), 0);
 }
+
+#[test]
+fn a_checksum_that_the_caller_knows_is_the_frames_own() {
+    let (_, disk) = sim(1);
+    let mut log = create(&disk);
+    let body = payload(1);
+    let summed = crc32c::crc32c(&body);
+    log.append_summed(&meta(1, 1, 1), &[&body[..10], &body[10..]], summed).unwrap();
+    log.append_summed(&meta(2, 1, 1), &[&body], summed ^ 1).unwrap();
+    log.append(&meta(3, 1, 1), &[&body]).unwrap();
+    assert_eq!(log.reader().entries(1, 2, u64::MAX).unwrap()[0].payload, body);
+    let error = log.reader().entries(2, 4, u64::MAX).unwrap_err();
+    assert!(error.is_corrupt() && error.to_string().contains("payload checksum"), "{error}");
+}
+
+#[test]
+fn payloads_that_are_not_to_be_verified_are_not() {
+    let (_, disk) = sim(1);
+    let mut log = create(&disk);
+    let body = payload(1);
+    log.append_summed(&meta(1, 1, 1), &[&body], 0).unwrap();
+    log.append_summed(&meta(2, 1, 0), &[&body], 0).unwrap();
+    let reader = log.reader();
+    let entries = reader.entries_verified_if(1, 2, u64::MAX, |meta| meta.offset_span == 0).unwrap();
+    assert_eq!((entries[0].meta, &entries[0].payload[..]), (meta(1, 1, 1), &body[..]));
+    assert!(reader.entries_verified_if(1, 3, u64::MAX, |meta| meta.offset_span == 0).is_err());
+}

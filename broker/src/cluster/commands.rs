@@ -265,6 +265,7 @@ fn needed_level(command: &Command) -> u32 {
         | Command::AddPartitions(_)
         | Command::RaiseFeatureLevel(_) => 1,
         Command::GrantLease(_) | Command::EndLeases(_) => 2,
+        Command::ReplaceMetadataReplica(_) => 3,
     }
 }
 

@@ -17,7 +17,7 @@ use super::peer::PeerCalls;
 use crate::error::BrokerError;
 
 /// The highest feature level that this software understands. A cluster starts at its founders' lowest.
-pub const FEATURE_LEVEL: u32 = 2;
+pub const FEATURE_LEVEL: u32 = 3;
 
 /// Of the promise file.
 pub(super) const MAGIC: [u8; 8] = *b"HWFOUNDG";

@@ -12,6 +12,7 @@ use std::time::Duration;
 use highwater_proto::internal::metadata_command::Command;
 use highwater_proto::internal::{
     JoinClusterRequest, JoinClusterResponse, JoinNode, MetadataImage, NodeImage,
+    ReplaceMetadataReplica,
 };
 use highwater_storage::{Disk, StorageError};
 use prost::Message;
@@ -28,7 +29,7 @@ const FILE_NAME: &str = "joined";
 /// Pause between two looks at whether the metadata group's leader still speaks to this node.
 const ISOLATION_PAUSE: Duration = Duration::from_secs(2);
 
-/// What a node was told when it joined; none on a founding node.
+/// What a node was told when it joined, or when its replica of the metadata group was last replaced; none on a founding node.
 pub(super) struct Joined(Held<JoinClusterResponse>);
 
 impl Joined {
@@ -39,6 +40,11 @@ impl Joined {
     /// The nodes there were when this one joined.
     pub(super) fn nodes(&self) -> Vec<NodeImage> {
         self.0.held().unwrap_or_default().nodes
+    }
+
+    /// Takes what the node was told, durably, in the place of what there was.
+    pub(super) fn hold(&self, joined: JoinClusterResponse) -> Result<(), StorageError> {
+        self.0.hold(joined)
     }
 
     /// The replica of the metadata group that a node which joined begins with: without members, so that it needs a snapshot, and
@@ -71,7 +77,7 @@ impl Node {
     pub(super) async fn join_through(&self, seed: &str, cluster_id: &str) -> Result<(), String> {
         let own = self.inner.founder.own.clone();
         let asked = own.node_id;
-        let request = JoinClusterRequest { node: Some(own) };
+        let request = JoinClusterRequest { node: Some(own), replaces_metadata_replica_id: 0 };
         let answer = self.inner.deps.calls.join_cluster(seed, request).await;
         let joined = answer.map_err(|error| {
             format!("seed {seed} belongs to cluster {cluster_id}, and this data directory is empty: {error}")
@@ -90,7 +96,7 @@ impl Node {
 
     fn become_joined(&self, joined: JoinClusterResponse) -> Result<(), StorageError> {
         let (cluster_id, node_id) = (joined.cluster_id.clone(), joined.node_id);
-        self.inner.joined.0.hold(joined)?;
+        self.inner.joined.hold(joined)?;
         self.take_id(node_id);
         {
             let mut identity = self.inner.identity.lock();
@@ -119,8 +125,15 @@ impl Node {
         self.member_view()?;
         let node = request.node.unwrap_or_default();
         let incarnation = node.incarnation.clone();
-        let join = JoinNode { node: Some(node) };
-        self.propose_metadata(command(Command::JoinNode(join))).await?;
+        let asked = match request.replaces_metadata_replica_id {
+            0 => Command::JoinNode(JoinNode { node: Some(node) }),
+            replica_id => Command::ReplaceMetadataReplica(ReplaceMetadataReplica {
+                node_id: node.node_id,
+                incarnation: node.incarnation,
+                replica_id,
+            }),
+        };
+        self.propose_metadata(command(asked)).await?;
         let metadata = self.inner.metadata.borrow().clone();
         let joined = metadata.nodes.values().find(|node| node.incarnation == incarnation);
         let joined = joined.ok_or_else(|| BrokerError::NotReady {
@@ -139,6 +152,10 @@ impl Node {
     pub(super) async fn watch_membership(&self) {
         loop {
             tokio::time::sleep(ISOLATION_PAUSE).await;
+            if !self.is_caught_up() {
+                // Its replica of the metadata group began anew.
+                self.register().await;
+            }
             if self.is_alive(self.metadata_leader()) {
                 continue;
             }

@@ -2,6 +2,7 @@
 //!
 //! Owns: the order of both. Never: waits in `start` for other nodes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -191,7 +192,12 @@ impl Node {
 
     /// Opens the metadata replica, or leaves a damaged one to be repaired if other nodes have it too.
     fn open_metadata_or_repair(&self) -> Result<(), StorageError> {
-        let Err(error) = self.open_metadata() else { return Ok(()) };
+        let opened = match self.is_replaced(METADATA_GROUP) {
+            // The node was stopped before the new one was in its place.
+            true => Err(replaced_metadata(&self.inner.config.data_dir)),
+            false => self.open_metadata(),
+        };
+        let Err(error) = opened else { return Ok(()) };
         let founding = self.inner.founder.promises.held().unwrap_or_default();
         let has_others = founding.members.len() > 1 || !self.inner.joined.nodes().is_empty();
         match &error {
@@ -236,7 +242,12 @@ impl Node {
             index: 0,
             detail: detail.to_owned(),
         };
-        if let Some(new) = self.inner.joined.metadata_replica() {
+        if let Some(mut new) = self.inner.joined.metadata_replica() {
+            let known = self.inner.metadata.borrow().clone();
+            if known.applied_index > 0 {
+                // It comes in the place of one that was in service until now: what that knew is true until the snapshot is there.
+                new.image = known.to_image().encode_to_vec().into();
+            }
             return self.inner.engine.create(new, Some(machine)).map(drop);
         }
         let Some(founding) = self.inner.founder.promises.held() else {
@@ -350,7 +361,7 @@ impl Node {
     }
 
     /// Tells the metadata group that this node has started, and with which addresses.
-    async fn register(&self) {
+    pub(super) async fn register(&self) {
         loop {
             let command = self.own_start();
             match self.propose_metadata(command.clone()).await {
@@ -556,6 +567,12 @@ impl Node {
             tokio::time::sleep(STOP_PAUSE).await;
         }
     }
+}
+
+fn replaced_metadata(data_dir: &Path) -> ReplicaError {
+    let detail = "another replica of the metadata group takes its place".to_owned();
+    let path = data_dir.join("groups").join(METADATA_GROUP.to_string());
+    StorageError::Corrupt { path, index: 0, detail }.into()
 }
 
 fn listeners(config: &NodeConfig) -> Vec<ListenerAddress> {

@@ -96,6 +96,7 @@ impl Metadata {
             Some(Command::RetireNode(retire)) => self.retire_node(retire.node_id),
             Some(Command::AddPartitions(add)) => self.add_partitions(add),
             Some(Command::RaiseFeatureLevel(raise)) => self.raise_feature_level(raise),
+            Some(Command::ReplaceMetadataReplica(lost)) => self.replace_metadata_replica(lost),
             Some(Command::GrantLease(grant)) => self.grant_lease(index, grant),
             Some(Command::EndLeases(end)) => self.end_leases(end),
             None => refused("INVALID_ARGUMENT", "a command that this version does not know"),

@@ -164,7 +164,12 @@ impl Node {
         check(in_service == assigned, "replicas", format!("{in_service} of {assigned} in service"));
         for (group, out) in self.inner.unusable.lock().iter() {
             let why = &out.quarantine.why;
-            check(true, "quarantine", format!("group {group} is out of service here: {why}"));
+            let repair = match out.repair.as_str() {
+                "" => "not begun",
+                how_it_goes => how_it_goes,
+            };
+            let detail = format!("group {group} is out of service here: {why}; repair: {repair}");
+            check(true, "quarantine", detail);
         }
         ReadyState { ready, checks }
     }

@@ -3,7 +3,7 @@
 //! Owns: which replicas are out of service and why, whom to ask for entries, and when to try again. Never: decides that an
 //! entry is the right one (`highwater_storage::Repair` proves that), and never deletes what is damaged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -50,7 +50,7 @@ impl OutOfService {
 }
 
 /// Why a repair came to nothing.
-enum Stuck {
+pub(super) enum Stuck {
     /// It may work later.
     ForNow(String),
     /// It will not.
@@ -100,7 +100,11 @@ impl Node {
     }
 
     /// Whether a newer replica is to come in this one's place: then it is left alone.
-    fn is_replaced(&self, group: GroupId) -> bool {
+    pub(super) fn is_replaced(&self, group: GroupId) -> bool {
+        if group == METADATA_GROUP {
+            let newer = self.inner.joined.metadata_replica();
+            return newer.is_some_and(|new| self.inner.engine.is_superseded(group, new.replica));
+        }
         let metadata = self.inner.metadata.borrow().clone();
         let Some(partition) = metadata.partition(group) else { return false };
         let assigned = partition.assigned_to(self.id());
@@ -113,6 +117,7 @@ impl Node {
         loop {
             self.inner.repairing.lock().insert(group);
             let outcome = match self.is_replaced(group) {
+                true if group == METADATA_GROUP => self.begin_metadata_anew().await,
                 true => Ok(()),
                 false => self.repair(group, slots).await,
             };
@@ -133,14 +138,15 @@ impl Node {
     /// Until another replica is in the place of one that cannot be repaired.
     async fn wait_until_replaced(&self, group: GroupId, why: &str) {
         while self.inner.unusable.lock().contains_key(&group) {
-            let next = match group {
-                METADATA_GROUP => String::new(),
-                _ => match self.replace_here(group).await {
-                    Ok(()) => "; a new replica takes its place".to_owned(),
-                    Err(waits_for) => format!("; {waits_for}"),
-                },
+            let replaced = match group {
+                METADATA_GROUP => self.replace_metadata_here().await,
+                _ => self.replace_here(group).await,
             };
-            self.note_repair(group, format!("not possible: {why}{next}"));
+            let next = match replaced {
+                Ok(()) => "a new replica takes its place".to_owned(),
+                Err(waits_for) => waits_for,
+            };
+            self.note_repair(group, format!("not possible: {why}; {next}"));
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
@@ -298,23 +304,26 @@ impl Node {
     fn holders(&self, group: GroupId) -> Result<Vec<(NodeId, String)>, Stuck> {
         let nodes = self.inner.engine.nodes_of(group);
         let nodes = nodes.map_err(|error| Stuck::ForGood(error.to_string()))?;
-        let view = self.view();
-        // Without metadata those are known that were there when this node became a member.
-        let founding = self.inner.founder.promises.held().unwrap_or_default();
-        let joined = self.inner.joined.nodes();
-        let address = |node: NodeId| {
-            let known = view.nodes.get(&node).map(|node| node.internal_address.clone());
-            let founder = || founding.members.iter().find(|member| member.node_id == node);
-            let member = || joined.iter().find(|member| member.id == node);
-            known
-                .or_else(|| member().map(|member| member.internal_address.clone()))
-                .or_else(|| founder().map(|member| member.internal_address.clone()))
-        };
         let others: Vec<NodeId> = nodes.into_iter().filter(|node| *node != self.id()).collect();
         if others.is_empty() {
             return Err(Stuck::ForGood("no other node holds a replica of it".into()));
         }
-        Ok(others.into_iter().filter_map(|node| Some((node, address(node)?))).collect())
+        let known = self.other_nodes();
+        Ok(known.into_iter().filter(|(node, _)| others.contains(node)).collect())
+    }
+
+    /// The other nodes of the cluster, with their addresses. Without metadata those are known that were there when this node became
+    /// a member.
+    pub(super) fn other_nodes(&self) -> BTreeMap<NodeId, String> {
+        let founding = self.inner.founder.promises.held().unwrap_or_default();
+        let founders = founding.members.into_iter().map(|it| (it.node_id, it.internal_address));
+        let joined = self.inner.joined.nodes().into_iter().map(|it| (it.id, it.internal_address));
+        let view = self.view();
+        let now = view.nodes.values().map(|node| (node.id, node.internal_address.clone()));
+        // Of two addresses the newer one counts.
+        let mut nodes: BTreeMap<NodeId, String> = founders.chain(joined).chain(now).collect();
+        nodes.remove(&self.id());
+        nodes
     }
 
     pub(super) async fn off_thread<T: Send + 'static>(

@@ -159,6 +159,7 @@ impl Node {
         for node in leaving_nodes(&metadata) {
             lines.push(self.draining_line(&metadata, node));
         }
+        lines.extend(self.metadata_members_line(&metadata));
         for node in metadata.nodes.values().filter(|node| node.awaits_directory) {
             lines.push(format!("node {} may come back with an empty data directory", node.id));
         }
@@ -170,6 +171,26 @@ impl Node {
             }
         }
         lines
+    }
+
+    /// That the metadata group does not have the members yet that it is to have.
+    fn metadata_members_line(&self, metadata: &Metadata) -> Option<String> {
+        let members = self.inner.engine.get(METADATA_GROUP)?.members();
+        let target = metadata.metadata_target();
+        let is_reached = members.outgoing.is_empty()
+            && members.voters.iter().eq(target.voters.keys())
+            && members.learners.iter().eq(target.learners.keys());
+        let wanted = target.voters.iter().chain(&target.learners);
+        let new = wanted.filter(|(replica, _)| !members.nodes.contains_key(replica));
+        let new: Vec<String> = new.map(|(_, node)| node.to_string()).collect();
+        match (is_reached, new.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some("the members of the metadata group change".to_owned()),
+            (false, false) => {
+                let nodes = new.join(", ");
+                Some(format!("the metadata group gets a new replica on node {nodes}"))
+            }
+        }
     }
 
     fn draining_line(&self, metadata: &Metadata, node: NodeId) -> String {

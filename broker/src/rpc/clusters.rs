@@ -215,7 +215,11 @@ impl Door {
             let problem = "the metadata group has no leader: topics cannot be changed";
             health.problems.push(problem.to_owned());
         }
-        for (topic, partition) in self.all_partitions().await {
+        let (damaged, partitions) = futures::join!(self.damaged_metadata(), self.all_partitions());
+        for replica in damaged {
+            health.problems.push(quarantine_line("the metadata group", &replica));
+        }
+        for (topic, partition) in partitions {
             let problem = match partition.state() {
                 v1::PartitionState::Healthy => continue,
                 v1::PartitionState::Leaderless => {
@@ -240,13 +244,8 @@ impl Door {
             };
             health.problems.push(format!("{topic}/{} {problem}", partition.partition));
             for replica in &partition.quarantined {
-                health.problems.push(format!(
-                    "{topic}/{} is quarantined on node {}: {}; repair: {}",
-                    partition.partition,
-                    replica.node,
-                    replica.why,
-                    if replica.repair.is_empty() { "not begun" } else { &replica.repair },
-                ));
+                let name = format!("{topic}/{}", partition.partition);
+                health.problems.push(quarantine_line(&name, replica));
             }
         }
         health.in_progress = self.node.in_progress();
@@ -300,6 +299,12 @@ impl Door {
         let handle = self.node.replica(group).ok_or(BrokerError::NotLeader { leader: None })?;
         handle.transfer_leadership(to).await
     }
+}
+
+fn quarantine_line(name: &str, replica: &v1::QuarantinedReplica) -> String {
+    let v1::QuarantinedReplica { node, why, repair } = replica;
+    let repair = if repair.is_empty() { "not begun" } else { repair };
+    format!("{name} is quarantined on node {node}: {why}; repair: {repair}")
 }
 
 fn topic_metadata(view: &ClusterView, topic: &TopicView) -> v1::TopicMetadata {

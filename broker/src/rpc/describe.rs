@@ -12,7 +12,7 @@ use highwater_proto::{internal, v1};
 
 use super::door::{Door, wire_offset};
 use crate::cluster::topic_config::complete;
-use crate::cluster::{ClusterView, GroupId, NodeId, PartitionView, TopicView};
+use crate::cluster::{ClusterView, GroupId, METADATA_GROUP, NodeId, PartitionView, TopicView};
 use crate::replica::PartitionStatus;
 
 /// How long a node has to answer.
@@ -127,6 +127,23 @@ impl Door {
             }
         }
         states
+    }
+
+    /// What the nodes that are alive say of damaged replicas of the metadata group that they hold.
+    pub(super) async fn damaged_metadata(&self) -> Vec<v1::QuarantinedReplica> {
+        let view = self.node.view();
+        let others = view.nodes.keys().filter(|node| **node != self.node.id());
+        let asked = others.filter(|node| self.node.is_alive(**node)).map(|node| async move {
+            let address = self.internal_address_of(*node).ok()?;
+            let group_ids = vec![METADATA_GROUP];
+            let request = internal::GetPartitionsRequest { group_ids, wants_ends: false };
+            let answer = self.calls.get_partitions(&address, request);
+            let answer = tokio::time::timeout(ANSWER_MAX, answer).await.ok()?.ok()?;
+            Some(answer.quarantined.into_iter().filter_map(|it| it.replica))
+        });
+        let own = self.node.quarantined_replicas().into_iter();
+        let own = own.filter(|(group, _)| *group == METADATA_GROUP).map(|(_, replica)| replica);
+        own.chain(join_all(asked).await.into_iter().flatten().flatten()).collect()
     }
 
     /// State of those of these groups that this node leads; where their ends are wanted, of those for which it can prove that.

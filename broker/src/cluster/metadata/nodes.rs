@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use highwater_proto::internal::{
     FoundingMember, JoinNode, MetadataOutcome, NodeImage, NodeStarted, RaiseFeatureLevel,
+    ReplaceMetadataReplica,
 };
 
 use super::{Metadata, VOTERS_MAX, refused};
@@ -174,6 +175,30 @@ impl Metadata {
             is_draining: false,
             awaits_directory: false,
         }
+    }
+
+    /// The replica of the metadata group on a node cannot be repaired: another one takes its place, and nothing else on the node changes.
+    pub(super) fn replace_metadata_replica(
+        &mut self,
+        lost: &ReplaceMetadataReplica,
+    ) -> MetadataOutcome {
+        if self.removed_nodes.contains(&lost.node_id) {
+            return was_removed(lost.node_id);
+        }
+        let new = self.next_replica_id;
+        let Some(node) = self.nodes.get_mut(&lost.node_id) else {
+            return no_such_node(lost.node_id);
+        };
+        if node.incarnation != lost.incarnation {
+            let message = format!("node {} is registered with another data directory", node.id);
+            return refused("FOREIGN_NODE", &message);
+        }
+        // Else its first answer was lost.
+        if node.metadata_replica_id == lost.replica_id {
+            node.metadata_replica_id = new;
+            self.next_replica_id += 1;
+        }
+        MetadataOutcome::default()
     }
 
     /// Everything that a node held is gone: new replicas take the places of the old ones.

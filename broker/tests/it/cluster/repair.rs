@@ -3,9 +3,11 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use highwater_client::NewTopic;
 use highwater_proto::v1;
 
 use super::nodes::*;
+use super::processes::*;
 use crate::harness::*;
 
 /// Four of these make more than a segment.
@@ -180,5 +182,60 @@ async fn rot_that_nobody_can_mend_is_shown_and_never_served_or_cut() {
     let problems = health.unwrap().into_inner().problems.join("\n");
     assert!(problems.contains("orders/0 is quarantined on node"), "{problems}");
     assert_eq!(segments(&dir), files, "nothing is cut or removed");
+    nodes.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_of_the_metadata_group_that_cannot_be_repaired_is_replaced_and_votes() {
+    let mut cluster = Processes::start(&[]).await;
+    let client = cluster.client().await;
+    client.admin().create_topic(NewTopic::new("before").partitions(3)).await.unwrap();
+    let victim = 2;
+    cluster.nodes[victim].kill();
+    // What no entry can mend: whose replica this is.
+    let dir = cluster.nodes[victim].data_dir.clone();
+    rot(&dir.join("groups/0/replica"), 40);
+    cluster.run_all().await;
+    let aside = std::fs::read_dir(dir.join("set-aside")).unwrap();
+    let aside: Vec<String> =
+        aside.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(aside, ["0-unknown"], "the old one is kept");
+    until("a healthy cluster", || async {
+        let health = client.admin().health().await;
+        health.is_ok_and(|health| health.healthy && health.in_progress.is_empty())
+    })
+    .await;
+    // The new one votes: without another one there is no majority but with it.
+    cluster.nodes[0].kill();
+    until("a topic created by the new majority", || async {
+        // A try whose answer was lost has created it all the same.
+        let _ = client.admin().create_topic(NewTopic::new("after").partitions(1)).await;
+        client.admin().get_topic("after").await.is_ok()
+    })
+    .await;
+    // Also after everything has started again.
+    for node in &mut cluster.nodes[1..] {
+        node.kill();
+    }
+    cluster.run_all().await;
+    until("both topics", || async {
+        let admin = client.admin();
+        admin.get_topic("before").await.is_ok() && admin.get_topic("after").await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_of_the_metadata_group_waits_for_an_operator_where_that_is_wanted() {
+    let mut nodes = Nodes::start(|config| config.cluster.replace_damaged = false).await;
+    nodes.stop(1).await;
+    rot(&nodes.group_dir(1, 0).join("replica"), 40);
+    nodes.run(1).await;
+    nodes.waits_for(1, &["not possible", "cluster.replace_damaged is off", "add-node"]).await;
+    // Told otherwise, it goes on without being touched.
+    nodes.stop(1).await;
+    nodes.config(1).cluster.replace_damaged = true;
+    nodes.run(1).await;
+    nodes.all_ready().await;
     nodes.stop_all().await;
 }

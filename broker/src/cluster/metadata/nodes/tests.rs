@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use highwater_proto::internal::metadata_command::Command;
 use highwater_proto::internal::{
     AdmitNode, DrainNode, FinishReassignment, FoundingMember, JoinNode, MetadataOutcome,
-    NodeStarted, RaiseFeatureLevel, ReassignPartition, RetireNode,
+    NodeStarted, RaiseFeatureLevel, ReassignPartition, ReplaceMetadataReplica, RetireNode,
 };
 
 use super::super::tests::{apply, create, machine};
@@ -220,4 +220,30 @@ fn a_level_is_raised_once_all_nodes_were_asked_and_older_software_is_refused_fro
     };
     assert_eq!(apply(&mut machine, 12, join(0)).reason, "OLD_VERSION");
     assert_eq!(apply(&mut machine, 13, join(3)).reason, "");
+}
+
+#[test]
+fn a_lost_replica_of_the_metadata_group_is_replaced_once_and_only_for_its_own_node() {
+    let mut machine = machine();
+    let replace = |incarnation: &str, node_id, replica_id| {
+        let incarnation = incarnation.into();
+        Command::ReplaceMetadataReplica(ReplaceMetadataReplica { node_id, incarnation, replica_id })
+    };
+    let replica_of = |machine: &MetadataMachine| machine.state.nodes[&2].metadata_replica_id;
+    let lost = replica_of(&machine);
+    let before = machine.state.next_replica_id;
+    assert_eq!(apply(&mut machine, 6, replace("other", 2, lost)).reason, "FOREIGN_NODE");
+    assert_eq!(replica_of(&machine), lost);
+    for _ in 0..2 {
+        // The second time because the first answer was lost.
+        assert_eq!(apply(&mut machine, 6, replace("incarnation-2", 2, lost)).reason, "");
+        assert_eq!(replica_of(&machine), before);
+    }
+    assert_eq!(machine.state.next_replica_id, before + 1);
+    // It is the youngest now: of seven nodes another one votes in its place.
+    assert_eq!(voters(&machine.state), [1, 3, 4, 5, 6]);
+    assert_eq!(learners(&machine.state), [2, 7].into());
+    drain(&mut machine, 2);
+    retire(&mut machine, 2);
+    assert_eq!(apply(&mut machine, 6, replace("incarnation-2", 2, before)).reason, "NODE_REMOVED");
 }

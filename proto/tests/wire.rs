@@ -260,6 +260,35 @@ fn batch() -> PeerBatch {
     }
 }
 
+/// What groups that sleep add: a leader's question, a follower's word, a leader that goes, and the beat that stands in for heartbeats.
+fn sleeping() -> PeerBatch {
+    let quiesce = |kind: QuiesceKind, round| Quiesce {
+        group_id: 5,
+        from_replica: 10,
+        to_replica: 11,
+        term: 4,
+        index: 21,
+        round,
+        kind: kind.into(),
+    };
+    let quiesces = vec![
+        quiesce(QuiesceKind::Ask, 6),
+        quiesce(QuiesceKind::Agreed, 6),
+        quiesce(QuiesceKind::Over, 7),
+    ];
+    PeerBatch { quiesces, beat: 7, ..PeerBatch::default() }
+}
+
+/// What came with feature level 3.
+fn level_three() -> Vec<Sample> {
+    let replace = ReplaceMetadataReplica { node_id: 3, incarnation: "b7f3".into(), replica_id: 8 };
+    let join = JoinClusterRequest { node: Some(member()), replaces_metadata_replica_id: 8 };
+    vec![
+        sample("replace_metadata_replica", command(Command::ReplaceMetadataReplica(replace))),
+        sample("join_in_place_of_a_replica", join),
+    ]
+}
+
 /// From bytes to a message and back to bytes.
 type Again = Box<dyn Fn(&[u8]) -> Vec<u8>>;
 
@@ -354,6 +383,8 @@ fn samples() -> Vec<Sample> {
     all.push(sample("group_key", key));
     all.push(sample("group_value", value));
     all.extend(level_two());
+    all.push(sample("sleeping", exchange(exchange_request::Message::Batch(sleeping()))));
+    all.extend(level_three());
     all
 }
 

@@ -19,6 +19,9 @@ pub mod handle;
 mod inbox;
 mod key_map;
 mod logging;
+#[cfg(feature = "instructions")]
+#[doc(hidden)]
+pub mod measured;
 pub mod members;
 mod partition_reader;
 mod producers;

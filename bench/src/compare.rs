@@ -6,12 +6,13 @@ mod highwater;
 mod limits;
 mod nats;
 mod peer;
+mod plots;
 mod redis;
 mod table;
 mod tonic_limit;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -48,9 +49,15 @@ pub(crate) struct CompareArgs {
     /// Only workloads whose name contains one of these, comma separated.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Where results.json and results.md go.
+    /// Where results.json, results.md and the plots go.
     #[arg(long, default_value = "compare-results")]
     out: PathBuf,
+    /// Keep what results.json there has of workloads that this run leaves out.
+    #[arg(long)]
+    keep: bool,
+    /// Measure nothing: write the table and the plots of results.json again.
+    #[arg(long, conflicts_with_all = ["servers", "keep"])]
+    redraw: bool,
 }
 
 /// A running server.
@@ -133,6 +140,9 @@ trait Side: Send + Sync {
 
 /// Runs all of it and writes the results.
 pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
+    if args.redraw {
+        return write(&read(&args.out)?, &args.out);
+    }
     let sides = connect(args).await?;
     let wanted = |workload: &&Workload| {
         args.only.is_empty() || args.only.iter().any(|only| workload.name.contains(only))
@@ -146,7 +156,10 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot create {}", args.out.display()))?;
     let all =
         Processes::of(&sides.iter().flat_map(|side| side.pids().to_vec()).collect::<Vec<_>>());
-    let mut table = Table::new(args.rounds, args.seconds);
+    let mut table = Table::new();
+    if args.keep {
+        table.keep(read(&args.out)?, &workloads);
+    }
     for round in 0..=args.rounds {
         for workload in &workloads {
             for place in 0..sides.len() {
@@ -160,11 +173,27 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
             }
         }
         // What a broken run has measured is there all the same.
-        fs::write(args.out.join("results.json"), serde_json::to_string_pretty(&table)? + "\n")?;
-        fs::write(args.out.join("results.md"), table.to_string())?;
+        if round > 0 {
+            write(&table, &args.out)?;
+        }
     }
     print!("{table}");
     Ok(())
+}
+
+fn write(table: &Table, out: &Path) -> anyhow::Result<()> {
+    fs::write(out.join("results.json"), serde_json::to_string(table)? + "\n")?;
+    fs::write(out.join("results.md"), table.to_string())?;
+    plots::draw(table, out).context("cannot draw the plots")
+}
+
+/// What an earlier run has written.
+fn read(out: &Path) -> anyhow::Result<Table> {
+    let path = out.join("results.json");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not of this version; measure again", path.display()))
 }
 
 /// Waits until no server has anything left to do of the turn before, and the disk nothing left to write.
@@ -205,7 +234,14 @@ async fn turn(
             measured.errors
         );
     }
-    Ok(Some(Slot::new(side, workload, round, &measured, &before, &processes.sample())))
+    Ok(Some(Slot::new(
+        side,
+        workload,
+        (round, args.seconds),
+        &measured,
+        &before,
+        &processes.sample(),
+    )))
 }
 
 async fn connect(args: &CompareArgs) -> anyhow::Result<Vec<Box<dyn Side>>> {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The longest latency told apart.
 const LONGEST_US: u64 = 600_000_000;
@@ -14,8 +14,14 @@ const LONGEST_US: u64 = 600_000_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Latencies(Histogram<u64>);
 
+/// Steps of a curve from one nine (90 %) to the next (99 %).
+const STEPS_PER_NINE: i32 = 10;
+const NINES_MAX: i32 = 4;
+/// A percentile with fewer above it is chance.
+const ABOVE_MIN: f64 = 5.0;
+
 /// What is printed of them, in microseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Percentiles {
     pub(crate) count: u64,
     pub(crate) p50: u64,
@@ -23,6 +29,9 @@ pub(crate) struct Percentiles {
     pub(crate) p99: u64,
     pub(crate) p99_9: u64,
     pub(crate) max: u64,
+    /// For drawing: which part took at most how long, in steps that grow finer towards the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) curve: Vec<(f64, u64)>,
 }
 
 impl Latencies {
@@ -51,7 +60,16 @@ impl Latencies {
             p99: at(0.99),
             p99_9: at(0.999),
             max: self.0.max(),
+            curve: self.curve(),
         })
+    }
+
+    fn curve(&self) -> Vec<(f64, u64)> {
+        (0..=NINES_MAX * STEPS_PER_NINE)
+            .map(|step| 1.0 - 10_f64.powf(-f64::from(step) / f64::from(STEPS_PER_NINE)))
+            .filter(|part| (1.0 - part) * self.0.len() as f64 >= ABOVE_MIN)
+            .map(|part| (part, self.0.value_at_quantile(part)))
+            .collect()
     }
 }
 
@@ -72,5 +90,8 @@ mod tests {
         let found = latencies.percentiles().unwrap();
         assert_eq!((found.count, found.p50, found.p90), (1001, 501, 901));
         assert!(found.max >= LONGEST_US);
+        // A thousand have no 99.9th percentile that says anything.
+        let (part, us) = *found.curve.last().unwrap();
+        assert!((0.99..0.999).contains(&part) && us > 980, "{part} {us}");
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::Load;
 use crate::latency::Percentiles;
@@ -62,7 +62,7 @@ struct Settings {
     optimized: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Machine {
     cpu: String,
     cores: usize,

@@ -4,8 +4,9 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::plots::{Bar, Curve};
 use super::{Side, Workload};
 use crate::latency::Percentiles;
 use crate::processes::Sample;
@@ -15,13 +16,15 @@ use crate::report::{Machine, Measured};
 const OURS: [&str; 2] = ["highwater-1 quorum-fsync", "highwater-3 quorum-fsync"];
 
 /// One measurement.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Slot {
-    workload: &'static str,
+    workload: String,
     side: String,
-    durability: &'static str,
+    durability: String,
     /// Zero is the cold one.
     round: u32,
+    /// How long it was to take.
+    seconds: u64,
     records_per_second: f64,
     megabytes_per_second: f64,
     ack_latency_us: Option<Percentiles>,
@@ -35,7 +38,7 @@ impl Slot {
     pub(super) fn new(
         side: &dyn Side,
         workload: &Workload,
-        round: u32,
+        (round, asked_seconds): (u32, u64),
         measured: &Measured,
         before: &[Sample],
         after: &[Sample],
@@ -47,10 +50,11 @@ impl Slot {
         let counted = seen && !workload.read;
         let per_million = (cpu(after) - cpu(before)) * 1e6 / measured.records.max(1) as f64;
         Self {
-            workload: workload.name,
+            workload: workload.name.to_owned(),
             side: side.name().to_owned(),
-            durability: side.durability(),
+            durability: side.durability().to_owned(),
             round,
+            seconds: asked_seconds,
             records_per_second: measured.records as f64 / seconds,
             megabytes_per_second: measured.bytes as f64 / 1e6 / seconds,
             // As fast as it goes, latency is only the length of the queue.
@@ -74,12 +78,10 @@ impl fmt::Display for Slot {
     }
 }
 
-/// All measurements of a run.
-#[derive(Debug, Serialize)]
+/// All measurements: of a run, and of earlier ones those workloads that it did not have.
+#[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Table {
-    rounds: u32,
-    seconds: u64,
-    version: &'static str,
+    version: String,
     optimized: bool,
     machine: Machine,
     slots: Vec<Slot>,
@@ -87,10 +89,10 @@ pub(super) struct Table {
 
 /// The middle of some figures, with the least and the greatest.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    least: f64,
-    greatest: f64,
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) least: f64,
+    pub(super) greatest: f64,
 }
 
 impl Spread {
@@ -115,11 +117,9 @@ impl Spread {
 }
 
 impl Table {
-    pub(super) fn new(rounds: u32, seconds: u64) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            rounds,
-            seconds,
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             optimized: !cfg!(debug_assertions),
             machine: Machine::look(),
             slots: Vec::new(),
@@ -128,6 +128,83 @@ impl Table {
 
     pub(super) fn add(&mut self, slot: Slot) {
         self.slots.push(slot);
+    }
+
+    /// Takes over what an earlier run has measured of workloads other than these.
+    pub(super) fn keep(&mut self, earlier: Self, but: &[&Workload]) {
+        let measured_anew = |slot: &Slot| but.iter().any(|workload| workload.name == slot.workload);
+        self.slots.extend(earlier.slots.into_iter().filter(|slot| !measured_anew(slot)));
+    }
+
+    /// The machine, and what to know about the build.
+    pub(super) fn conditions(&self, workload: &str) -> String {
+        let of_it = || self.slots.iter().filter(|slot| slot.workload == workload);
+        let rounds = of_it().map(|slot| slot.round).max().unwrap_or(0);
+        let seconds = of_it().map(|slot| slot.seconds).max().unwrap_or(0);
+        let slow = if self.optimized { "" } else { " NOT an optimised build." };
+        format!(
+            "Medians of {rounds} rounds of {seconds} s, sides taking turns. {}.{slow}",
+            self.machine
+        )
+    }
+
+    /// The workloads in the order in which they came.
+    pub(super) fn workloads(&self) -> Vec<String> {
+        let mut workloads: Vec<String> = Vec::new();
+        for slot in &self.slots {
+            if !workloads.contains(&slot.workload) {
+                workloads.push(slot.workload.clone());
+            }
+        }
+        workloads
+    }
+
+    pub(super) fn is_latency(&self, workload: &str) -> bool {
+        let timed = |slot: &Slot| slot.workload == workload && slot.ack_latency_us.is_some();
+        self.slots.iter().any(timed)
+    }
+
+    /// Bars of a figure for the sides that have it.
+    fn bars(&self, workload: &str, figure: fn(&Slot) -> Option<f64>) -> Vec<Bar> {
+        let bar = |slot: &Slot| {
+            let spread = self.spread(workload, &slot.side, figure)?;
+            Some(Bar { side: slot.side.clone(), synced: is_synced(slot), spread })
+        };
+        self.sides(workload).into_iter().filter_map(bar).collect()
+    }
+
+    pub(super) fn rates(&self, workload: &str) -> Vec<Bar> {
+        self.bars(workload, |slot| Some(slot.megabytes_per_second))
+    }
+
+    pub(super) fn cpu(&self, workload: &str) -> Vec<Bar> {
+        self.bars(workload, |slot| slot.server_cpu_seconds_per_million_records)
+    }
+
+    pub(super) fn ack_curves(&self, workload: &str) -> Vec<Curve> {
+        self.curves(workload, |slot| slot.ack_latency_us.as_ref())
+    }
+
+    pub(super) fn read_curves(&self, workload: &str) -> Vec<Curve> {
+        self.curves(workload, |slot| slot.end_to_end_latency_us.as_ref())
+    }
+
+    /// Of every percentile the median over the rounds.
+    fn curves(&self, workload: &str, latency: fn(&Slot) -> Option<&Percentiles>) -> Vec<Curve> {
+        let curve = |slot: &Slot| {
+            let counts =
+                |it: &&Slot| it.workload == workload && it.side == slot.side && it.round > 0;
+            let rounds: Vec<&Percentiles> =
+                self.slots.iter().filter(counts).filter_map(latency).collect();
+            let places = rounds.iter().map(|round| round.curve.len()).min().unwrap_or(0);
+            let point = |place: usize| {
+                let of_all = rounds.iter().map(|round| round.curve[place].1 as f64);
+                Some((rounds.first()?.curve[place].0, Spread::of(of_all)?.median))
+            };
+            let points = (0..places).filter_map(point).collect();
+            Curve { side: slot.side.clone(), synced: is_synced(slot), points }
+        };
+        self.sides(workload).into_iter().map(curve).collect()
     }
 
     /// Sides of a workload in the order in which they came.
@@ -218,24 +295,17 @@ impl Table {
     }
 }
 
+/// An acknowledgement means that what it is for was synced.
+fn is_synced(slot: &Slot) -> bool {
+    slot.durability.starts_with("synced")
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slow = if self.optimized { "" } else { " NOT an optimised build." };
-        writeln!(
-            f,
-            "Medians of {} rounds (lowest to highest) of {} s; all sides take turns in each round. {}.{slow}",
-            self.rounds, self.seconds, self.machine
-        )?;
-        let mut workloads: Vec<&str> = Vec::new();
-        for slot in &self.slots {
-            if !workloads.contains(&slot.workload) {
-                workloads.push(slot.workload);
-            }
-        }
-        for workload in workloads {
-            writeln!(f, "\n### {workload}\n")?;
-            let timed = |slot: &Slot| slot.workload == workload && slot.ack_latency_us.is_some();
-            if self.slots.iter().any(timed) {
+        for (number, workload) in self.workloads().iter().enumerate() {
+            let gap = if number == 0 { "" } else { "\n" };
+            writeln!(f, "{gap}### {workload}\n\n{}\n", self.conditions(workload))?;
+            if self.is_latency(workload) {
                 self.latency(f, workload)?;
             } else {
                 self.throughput(f, workload)?;
@@ -247,14 +317,18 @@ impl fmt::Display for Table {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::latency::Latencies;
 
     fn slot(side: &str, round: u32, records_per_second: f64) -> Slot {
         Slot {
-            workload: "publish",
+            workload: "publish-1k-1p".to_owned(),
             side: side.to_owned(),
-            durability: "synced",
+            durability: "synced".to_owned(),
             round,
+            seconds: 1,
             records_per_second,
             megabytes_per_second: records_per_second / 1000.0,
             ack_latency_us: None,
@@ -264,9 +338,52 @@ mod tests {
         }
     }
 
+    impl Table {
+        /// Two workloads with two sides, to be drawn.
+        pub(in super::super) fn example() -> Self {
+            let mut table = Self::new();
+            for (round, ours, other) in [(1, 4000.0, 2000.0), (2, 6000.0, 1000.0)] {
+                for (side, rate) in [(OURS[0], ours), ("nats-r1", other)] {
+                    let published = Slot {
+                        server_cpu_seconds_per_million_records: Some(rate / 1000.0),
+                        ..slot(side, round, rate)
+                    };
+                    let mut latencies = Latencies::new();
+                    (1..1000).for_each(|us| latencies.record(Duration::from_micros(us)));
+                    let timed = Slot {
+                        workload: "latency-2000".to_owned(),
+                        ack_latency_us: latencies.percentiles(),
+                        ..slot(side, round, rate)
+                    };
+                    table.slots.extend([published, timed]);
+                }
+            }
+            table
+        }
+    }
+
+    #[test]
+    fn a_run_of_some_workloads_keeps_the_others() {
+        let (mut now, mut earlier) = (Table::new(), Table::example());
+        earlier.slots.retain(|slot| slot.round == 1);
+        let again = [&super::super::WORKLOADS[0]];
+        assert_eq!(again[0].name, "publish-1k-1p");
+        now.add(slot(OURS[0], 1, 7.0));
+        now.keep(earlier, &again);
+        assert_eq!(now.workloads(), ["publish-1k-1p", "latency-2000"]);
+        assert_eq!(now.slots.iter().filter(|slot| slot.workload == again[0].name).count(), 1);
+    }
+
+    #[test]
+    fn what_was_written_can_be_read_again() {
+        let text = serde_json::to_string(&Table::example()).unwrap();
+        let read: Table = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.to_string(), Table::example().to_string());
+    }
+
     #[test]
     fn a_row_has_the_median_the_spread_the_cold_round_and_the_ratio() {
-        let mut table = Table::new(3, 1);
+        let mut table = Table::new();
         for (round, ours, other) in [(0, 9e6, 1000.0), (1, 4000.0, 2000.0), (2, 6000.0, 1000.0)] {
             table.add(slot(OURS[0], round, ours));
             table.add(slot("other", round, other));

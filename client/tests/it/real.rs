@@ -85,7 +85,17 @@ impl Cluster {
             .enable_all()
             .build()
             .unwrap();
-        let starting = runtime.spawn(Broker::start(config));
+        let starting = runtime.spawn(async move {
+            loop {
+                match Broker::start(config.clone()).await {
+                    // While the node was down, a connection of another program began at its port.
+                    Err(error) if error.to_string().contains("in use by another process") => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    started => return started,
+                }
+            }
+        });
         slot.broker = Some(soon(starting).await.unwrap().unwrap());
         slot.runtime = Some(runtime);
     }

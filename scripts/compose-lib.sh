@@ -15,7 +15,7 @@ docker_compose() {
 
 container_of() { docker_compose ps -q "node$1"; }
 
-# Starts the cluster with the image that is there (scripts/offline-image) or, with BUILD_IMAGE=1, builds it as users do.
+# Starts the cluster, and the shop where its profile is chosen, with images that scripts/offline-image makes or, with BUILD_IMAGE=1, as users do.
 compose_up() {
     at_exit+=(compose_down)
     compose_down 0
@@ -23,6 +23,7 @@ compose_up() {
         docker_compose build >&2
     else
         "$root/scripts/offline-image"
+        [ "${COMPOSE_PROFILES:-}" != shop ] || "$root/scripts/offline-image" --shop
     fi
     compose_start_all
     compose_wait_healthy

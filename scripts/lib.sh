@@ -134,3 +134,16 @@ wait_healthy() {
     "${client[@]}" "$bin/broker-cli" --server "$(servers)" --timeout "${1:-60s}" cluster health --wait >/dev/null ||
         die "the cluster did not become healthy"
 }
+
+# Waits until the consumer groups named after $1, the brokers, have nothing left to read: what follows from the last events is done.
+wait_groups_done() {
+    local brokers=$1 group deadline=$((SECONDS + 120))
+    shift
+    for group in "$@"; do
+        until "$bin/broker-cli" --server "$brokers" --timeout 20s group lag "$group" -o json 2>/dev/null |
+            awk 'BEGIN{RS=","} /"lag":/{sub(/.*"lag":/,""); n++; s+=$0} END{exit !(n>0 && s==0)}'; do
+            [ "$SECONDS" -lt "$deadline" ] || die "group $group is not done"
+            sleep 0.2
+        done
+    done
+}

@@ -20,6 +20,10 @@
 //! service publishes the same decision with the same id. The order service, where orders come from outside and no event would come again,
 //! has an outbox: the order and the event that tells of it are one transaction, and a task publishes what is in the outbox, as often as it
 //! takes.
+//!
+//! # Running it
+//!
+//! `docker compose --profile shop up` in the repository's root, or `scripts/shop`, which breaks everything meanwhile.
 
 pub mod events;
 pub mod inventory;

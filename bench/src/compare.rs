@@ -7,6 +7,8 @@ mod limits;
 mod nats;
 mod peer;
 mod plots;
+mod rabbitmq;
+mod rabbitmq_stream;
 mod redis;
 mod table;
 mod tonic_limit;
@@ -34,7 +36,7 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CompareArgs {
     /// A server that runs, as SETTING=ADDRESS[,ADDRESS...]@PID[,PID...]; may be given many times. Settings: highwater-1,
-    /// highwater-3, nats-r1, nats-r1-always, nats-r3, nats-r3-always, redis-everysec, redis-always.
+    /// highwater-3, nats-r1, nats-r1-always, nats-r3, nats-r3-always, redis-everysec, redis-always, rabbitmq (AMQP, then streams).
     #[arg(long = "server", value_parser = parse_server)]
     servers: Vec<Server>,
     /// Where the bare limit of the disk writes: on the file system that the servers use.
@@ -253,6 +255,7 @@ async fn connect(args: &CompareArgs) -> anyhow::Result<Vec<Box<dyn Side>>> {
                 nats::connect(server, &mut sides).await
             }
             "redis-everysec" | "redis-always" => redis::connect(server, &mut sides).await,
+            "rabbitmq" => rabbitmq::connect(server, &mut sides).await,
             other => bail!("there is no setting '{other}'; see --server in the help"),
         };
         connected.with_context(|| format!("cannot connect to {}", server.setting))?;

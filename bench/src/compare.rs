@@ -48,7 +48,7 @@ pub(crate) struct CompareArgs {
     /// How long each measurement publishes, in seconds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Only workloads whose name contains one of these, comma separated.
+    /// Only workloads with one of these names, comma separated; a part of a name is all that have it.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Where results.json, results.md and the plots go.
@@ -57,6 +57,9 @@ pub(crate) struct CompareArgs {
     /// Keep what results.json there has of workloads that this run leaves out.
     #[arg(long)]
     keep: bool,
+    /// What to know about this run, as what else the machine did; stands above its tables and plots.
+    #[arg(long, default_value = "")]
+    note: String,
     /// Measure nothing: write the table and the plots of results.json again.
     #[arg(long, conflicts_with_all = ["servers", "keep"])]
     redraw: bool,
@@ -146,10 +149,8 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
         return write(&read(&args.out)?, &args.out);
     }
     let sides = connect(args).await?;
-    let wanted = |workload: &&Workload| {
-        args.only.is_empty() || args.only.iter().any(|only| workload.name.contains(only))
-    };
-    let workloads: Vec<&Workload> = WORKLOADS.iter().filter(wanted).collect();
+    let workloads: Vec<&Workload> =
+        WORKLOADS.iter().filter(|workload| is_wanted(workload.name, &args.only)).collect();
     if workloads.is_empty() {
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         bail!("--only names no workload; there are {}", names.join(", "));
@@ -170,7 +171,7 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
                 quiet(&all).await;
                 if let Some(slot) = turn(side.as_ref(), workload, args, round).await? {
                     eprintln!("round {round} {:<16} {:<28} {slot}", workload.name, side.name());
-                    table.add(slot);
+                    table.add(slot, &args.note);
                 }
             }
         }
@@ -181,6 +182,15 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
     }
     print!("{table}");
     Ok(())
+}
+
+/// A whole name is only that workload: "latency-2000" is not "latency-20000" too.
+fn is_wanted(name: &str, only: &[String]) -> bool {
+    let matches = |part: &String| {
+        let is_whole = WORKLOADS.iter().any(|workload| workload.name == part);
+        if is_whole { name == part } else { name.contains(part.as_str()) }
+    };
+    only.is_empty() || only.iter().any(matches)
 }
 
 fn write(table: &Table, out: &Path) -> anyhow::Result<()> {
@@ -269,6 +279,15 @@ async fn connect(args: &CompareArgs) -> anyhow::Result<Vec<Box<dyn Side>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_a_name_is_many_workloads_and_a_whole_one_is_one() {
+        let count = |only: &str| {
+            let only = [only.to_owned()];
+            WORKLOADS.iter().filter(|workload| is_wanted(workload.name, &only)).count()
+        };
+        assert_eq!((count("latency"), count("latency-2000"), count("nothing")), (2, 1, 0));
+    }
 
     #[test]
     fn a_server_is_a_setting_with_addresses_and_processes() {

@@ -2,6 +2,7 @@
 //!
 //! Owns: topics for the turns. Never: another way of measuring it.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,9 +16,14 @@ use crate::args::{Load, Output};
 use crate::report::Measured;
 use crate::{consume, end_to_end, produce};
 
-/// A topic that is only written to keeps so much and uses the files of what it drops again, as one does that has run for a
-/// while.
-const KEPT_BYTES: u64 = 256 << 20;
+/// A topic that is only written to keeps so many segments and uses the files of what it drops again, as one does that has run for
+/// a while.
+const KEPT_SEGMENTS: u64 = 4;
+/// Of one partition; many have smaller ones. The segment that a partition writes to is reserved ahead, by the MiB, so that a
+/// thousand with the usual ones would fill a disk with reserved space.
+const SEGMENT_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 20;
+/// What the segments that are written to may take together, on one node.
+const ACTIVE_BYTES: u64 = 256 << 20;
 
 struct Highwater {
     name: String,
@@ -115,9 +121,13 @@ impl Side for Highwater {
             let admin = self.client.admin();
             if !workload.is_read() {
                 let topic = format!("{}.{}", self.acks, workload.name);
-                let kept = KEPT_BYTES.to_string();
-                let new = NewTopic::new(&topic).partitions(workload.partitions);
-                match admin.create_topic(new.config("retention.bytes", kept)).await {
+                let segment_bytes = (ACTIVE_BYTES / u64::from(workload.partitions))
+                    .clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+                let new = NewTopic::new(&topic)
+                    .partitions(workload.partitions)
+                    .config("segment.bytes", segment_bytes.to_string())
+                    .config("retention.bytes", (KEPT_SEGMENTS * segment_bytes).to_string());
+                match admin.create_topic(new).await {
                     Err(error) if error.reason() != reason::TOPIC_EXISTS => {
                         return Err(error).context("cannot create the topic");
                     }

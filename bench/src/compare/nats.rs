@@ -3,6 +3,7 @@
 //! Owns: its client's calls. Never: measures.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -13,11 +14,15 @@ use futures::{FutureExt, StreamExt};
 
 use super::peer::{Ack, Driver, Peer, Publisher, Values};
 use super::{Server, Side};
+use crate::env::Clock;
 
 /// Publishes of one publisher that are under way when there is no schedule.
 const WINDOW: usize = 1000;
 /// Messages that a reader asks for at once.
 const READ_AT_ONCE: usize = 10_000;
+/// How long a stream with replicas may take to elect a leader.
+const LEADER_PATIENCE: Duration = Duration::from_secs(10);
+const LEADER_LOOK: Duration = Duration::from_millis(20);
 
 struct Nats {
     addresses: Vec<String>,
@@ -42,6 +47,21 @@ async fn context(addresses: &[String]) -> anyhow::Result<jetstream::Context> {
     Ok(jetstream::new(async_nats::connect(addresses.to_vec()).await?))
 }
 
+impl Nats {
+    /// Until the replicas of a new stream have a leader, nobody answers who publishes.
+    async fn wait_for_leader(&self, stream: &str) -> anyhow::Result<()> {
+        let clock = Clock::start();
+        loop {
+            let info = self.context.get_stream(stream).await?.get_info().await?;
+            if info.cluster.is_some_and(|cluster| cluster.leader.is_some()) {
+                return Ok(());
+            }
+            anyhow::ensure!(clock.now() < LEADER_PATIENCE, "the stream got no leader");
+            tokio::time::sleep(LEADER_LOOK).await;
+        }
+    }
+}
+
 impl Driver for Nats {
     fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
         async move {
@@ -53,6 +73,9 @@ impl Driver for Nats {
                 ..stream::Config::default()
             };
             self.context.create_stream(config).await?;
+            if self.replicas > 1 {
+                self.wait_for_leader(stream).await?;
+            }
             Ok(())
         }
         .boxed()

@@ -25,6 +25,9 @@ pub(super) struct Slot {
     round: u32,
     /// How long it was to take.
     seconds: u64,
+    /// What to know about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    note: String,
     records_per_second: f64,
     megabytes_per_second: f64,
     ack_latency_us: Option<Percentiles>,
@@ -55,6 +58,7 @@ impl Slot {
             durability: side.durability().to_owned(),
             round,
             seconds: asked_seconds,
+            note: String::new(),
             records_per_second: measured.records as f64 / seconds,
             megabytes_per_second: measured.bytes as f64 / 1e6 / seconds,
             // As fast as it goes, latency is only the length of the queue.
@@ -126,8 +130,8 @@ impl Table {
         }
     }
 
-    pub(super) fn add(&mut self, slot: Slot) {
-        self.slots.push(slot);
+    pub(super) fn add(&mut self, slot: Slot, note: &str) {
+        self.slots.push(Slot { note: note.to_owned(), ..slot });
     }
 
     /// Takes over what an earlier run has measured of workloads other than these.
@@ -141,9 +145,11 @@ impl Table {
         let of_it = || self.slots.iter().filter(|slot| slot.workload == workload);
         let rounds = of_it().map(|slot| slot.round).max().unwrap_or(0);
         let seconds = of_it().map(|slot| slot.seconds).max().unwrap_or(0);
+        let note = of_it().map(|slot| slot.note.as_str()).find(|note| !note.is_empty());
+        let note = note.map_or_else(String::new, |note| format!(" {note}."));
         let slow = if self.optimized { "" } else { " NOT an optimised build." };
         format!(
-            "Medians of {rounds} rounds of {seconds} s, sides taking turns. {}.{slow}",
+            "Medians of {rounds} rounds of {seconds} s, sides taking turns. {}.{note}{slow}",
             self.machine
         )
     }
@@ -329,6 +335,7 @@ mod tests {
             durability: "synced".to_owned(),
             round,
             seconds: 1,
+            note: String::new(),
             records_per_second,
             megabytes_per_second: records_per_second / 1000.0,
             ack_latency_us: None,
@@ -368,10 +375,17 @@ mod tests {
         earlier.slots.retain(|slot| slot.round == 1);
         let again = [&super::super::WORKLOADS[0]];
         assert_eq!(again[0].name, "publish-1k-1p");
-        now.add(slot(OURS[0], 1, 7.0));
+        now.add(slot(OURS[0], 1, 7.0), "");
         now.keep(earlier, &again);
         assert_eq!(now.workloads(), ["publish-1k-1p", "latency-2000"]);
         assert_eq!(now.slots.iter().filter(|slot| slot.workload == again[0].name).count(), 1);
+    }
+
+    #[test]
+    fn a_note_stands_above_its_workload() {
+        let mut table = Table::new();
+        table.add(slot(OURS[0], 1, 7.0), "Busy");
+        assert!(table.to_string().contains(". Busy."));
     }
 
     #[test]
@@ -385,8 +399,8 @@ mod tests {
     fn a_row_has_the_median_the_spread_the_cold_round_and_the_ratio() {
         let mut table = Table::new();
         for (round, ours, other) in [(0, 9e6, 1000.0), (1, 4000.0, 2000.0), (2, 6000.0, 1000.0)] {
-            table.add(slot(OURS[0], round, ours));
-            table.add(slot("other", round, other));
+            table.add(slot(OURS[0], round, ours), "");
+            table.add(slot("other", round, other), "");
         }
         let text = table.to_string();
         let row = "| other | synced | 1500 (1000 to 2000) | 2 | 1 |  |  | 3.33 x |  |";

@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn long_parts_too() {
         for bytes in [0, 1, 1 << 20, (4 << 20) - 21, (8 << 20) + 1] {
-            let second: Vec<u8> = (0..bytes).map(|at| at.to_le_bytes()[0]).collect();
+            let second: Vec<u8> = (0..bytes).map(|at: usize| at.to_le_bytes()[0]).collect();
             let whole = [b"in front", &second[..]].concat();
             let combined = combine(crc32c::crc32c(b"in front"), crc32c::crc32c(&second), bytes);
             assert_eq!(combined, crc32c::crc32c(&whole), "{bytes}");

@@ -28,6 +28,7 @@ use std::collections::BTreeSet;
 
 use highwater_broker::Broker;
 use highwater_proto::v1;
+use highwater_testing::free_address;
 use tempfile::TempDir;
 use v1::subscribe_response::Message as Response;
 
@@ -41,11 +42,7 @@ struct Three {
 impl Three {
     async fn start() -> Self {
         // Seeds are addresses that must be known before anybody binds them.
-        let sockets: Vec<std::net::TcpListener> =
-            (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let seeds: Vec<String> =
-            sockets.iter().map(|socket| socket.local_addr().unwrap().to_string()).collect();
-        drop(sockets);
+        let seeds: Vec<String> = (0..3).map(|_| free_address()).collect();
         let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let mut brokers = Vec::new();
         for (dir, seed) in dirs.iter().zip(&seeds) {

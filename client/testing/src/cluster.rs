@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 use crate::env::{TestClock, soon, until};
 use crate::faults::Faults;
 use crate::node::Node;
+use crate::ports::free_address;
 
 /// Raft's clock: fast, so that elections do not take the tests' time; slower where nodes must hear one another on a busy machine.
 const TICK_ALONE_MS: u64 = 10;
@@ -64,7 +65,11 @@ impl ClusterBuilder {
             .build()
             .expect("a runtime can be made");
         let clock = Arc::new(TestClock::default());
-        let seeds = if self.nodes > 1 { free_addresses(self.nodes) } else { Vec::new() };
+        // Known before anybody binds them. A cluster of one has none.
+        let seeds: Vec<String> = match self.nodes {
+            1 => Vec::new(),
+            nodes => (0..nodes).map(|_| free_address()).collect(),
+        };
         let mut nodes = Vec::new();
         for index in 0..self.nodes {
             let dir = tempfile::tempdir().expect("a temporary directory can be made");
@@ -85,14 +90,6 @@ impl ClusterBuilder {
         join_all(nodes.iter().map(Node::wait_ready)).await;
         Cluster { nodes, clock, expected: Mutex::default(), runtime: Some(runtime) }
     }
-}
-
-/// Addresses that nobody uses: seeds must be known before anybody binds them.
-fn free_addresses(count: usize) -> Vec<String> {
-    let socket = |_| std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-    let sockets: Vec<_> = (0..count).map(socket).collect();
-    let address = |socket: &std::net::TcpListener| socket.local_addr().expect("it is bound");
-    sockets.iter().map(|socket| address(socket).to_string()).collect()
 }
 
 /// Brokers in this process that form a cluster, named by their index. Ports and directories stay a broker's own when it is started again;

@@ -34,9 +34,11 @@ mod disk;
 mod env;
 mod faults;
 mod node;
+mod ports;
 
 pub use cluster::{Broker, Cluster, ClusterBuilder};
 pub use env::{soon, until};
 pub use faults::Faults;
 /// How a broker is configured; see [`ClusterBuilder::configure`].
 pub use highwater_broker::config::Config;
+pub use ports::free_address;

@@ -14,6 +14,7 @@ use highwater_client::{
     Ack, Acks, BreakerState, Client, Compression, Event, FetchOptions, NewTopic, PartitionState,
     Producer, Record, SendError, Start, Ticket, reason,
 };
+use highwater_testing::free_address;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -42,11 +43,6 @@ impl Drop for Slot {
             runtime.shutdown_background();
         }
     }
-}
-
-fn free_address() -> String {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().to_string()
 }
 
 impl Cluster {
@@ -85,17 +81,7 @@ impl Cluster {
             .enable_all()
             .build()
             .unwrap();
-        let starting = runtime.spawn(async move {
-            loop {
-                match Broker::start(config.clone()).await {
-                    // While the node was down, a connection of another program began at its port.
-                    Err(error) if error.to_string().contains("in use by another process") => {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                    started => return started,
-                }
-            }
-        });
+        let starting = runtime.spawn(Broker::start(config));
         slot.broker = Some(soon(starting).await.unwrap().unwrap());
         slot.runtime = Some(runtime);
     }

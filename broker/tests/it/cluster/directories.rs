@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use highwater_testing::free_address;
+
 use super::nodes::*;
 use super::processes::*;
 use crate::harness::*;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use highwater_proto::v1;
+use highwater_testing::free_address;
 use tempfile::{NamedTempFile, TempDir};
 
-use super::nodes::free_address;
 use super::processes::*;
 use crate::harness::*;
 

@@ -1,9 +1,7 @@
 //! Several nodes of one cluster in this process, which can be stopped and started again on the same directories and ports.
 //! Owns no assertion about behaviour.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use highwater_broker::cluster::FEATURE_LEVEL;
 use highwater_broker::config::Config;
@@ -11,33 +9,10 @@ use highwater_broker::replica::{PartitionHandle, PartitionStatus};
 use highwater_broker::{Broker, BrokerOptions, StartError};
 use highwater_proto::batch::{BatchBuilder, Compression};
 use highwater_proto::v1;
+use highwater_testing::free_address;
 use tempfile::TempDir;
 
 use crate::harness::*;
-
-/// First and last port that tests choose themselves: below those the system gives to outgoing connections, so that a node
-/// that comes back finds its port free.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
-
-/// A port that nothing is bound to, and that no other test of this process gets.
-pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let count = PORTS.end - PORTS.start;
-    // Another run of these tests at the same time starts elsewhere.
-    let begin = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(count)).unwrap();
-    loop {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed) % count;
-        let port = PORTS.start + (begin + step) % count;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
-}
-
-/// A loopback address with such a port.
-pub(crate) fn free_address() -> String {
-    format!("127.0.0.1:{}", free_port())
-}
 
 /// Nodes of one cluster. The node at place `n` has the id `n + 1`, as its place in the seed list says.
 pub(crate) struct Nodes {

@@ -6,11 +6,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use highwater_client::{Client, FetchOptions, Start};
+use highwater_testing::free_address;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::nodes::free_address;
 use crate::harness::*;
 
 /// The broker's binary as the tests were built with.

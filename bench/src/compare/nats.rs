@@ -62,63 +62,50 @@ impl Nats {
     }
 }
 
+#[tonic::async_trait]
 impl Driver for Nats {
-    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let config = stream::Config {
-                name: stream.to_owned(),
-                subjects: vec![stream.to_owned()],
-                storage: stream::StorageType::File,
-                num_replicas: self.replicas,
-                ..stream::Config::default()
-            };
-            self.context.create_stream(config).await?;
-            if self.replicas > 1 {
-                self.wait_for_leader(stream).await?;
-            }
-            Ok(())
+    async fn create(&self, stream: &str) -> anyhow::Result<()> {
+        let config = stream::Config {
+            name: stream.to_owned(),
+            subjects: vec![stream.to_owned()],
+            storage: stream::StorageType::File,
+            num_replicas: self.replicas,
+            ..stream::Config::default()
+        };
+        self.context.create_stream(config).await?;
+        if self.replicas > 1 {
+            self.wait_for_leader(stream).await?;
         }
-        .boxed()
+        Ok(())
     }
 
-    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            self.context.delete_stream(stream).await?;
-            Ok(())
-        }
-        .boxed()
+    async fn remove(&self, stream: &str) -> anyhow::Result<()> {
+        self.context.delete_stream(stream).await?;
+        Ok(())
     }
 
-    fn publisher<'a>(
-        &'a self,
-        stream: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>> {
-        async move {
-            let context = context(&self.addresses).await?;
-            let publisher = NatsPublisher { context, subject: stream.to_owned() };
-            Ok(Arc::new(publisher) as Arc<dyn Publisher>)
-        }
-        .boxed()
+    async fn publisher(&self, stream: &str) -> anyhow::Result<Arc<dyn Publisher>> {
+        let context = context(&self.addresses).await?;
+        let publisher = NatsPublisher { context, subject: stream.to_owned() };
+        Ok(Arc::new(publisher))
     }
 
-    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>> {
-        async move {
-            let stream = context(&self.addresses).await?.get_stream(stream).await?;
-            let config = pull::Config {
-                ack_policy: AckPolicy::None,
-                deliver_policy: DeliverPolicy::All,
-                memory_storage: true,
-                num_replicas: 1,
-                ..pull::Config::default()
-            };
-            let consumer = stream.create_consumer(config).await?;
-            let messages = consumer.stream().max_messages_per_batch(READ_AT_ONCE).messages();
-            let chunks = messages.await?.ready_chunks(1024).map(|chunk| {
-                chunk.into_iter().map(|message| Ok(message?.message.payload)).collect()
-            });
-            Ok(chunks.boxed())
-        }
-        .boxed()
+    async fn read(&self, stream: &str) -> anyhow::Result<Values> {
+        let stream = context(&self.addresses).await?.get_stream(stream).await?;
+        let config = pull::Config {
+            ack_policy: AckPolicy::None,
+            deliver_policy: DeliverPolicy::All,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await?;
+        let messages = consumer.stream().max_messages_per_batch(READ_AT_ONCE).messages();
+        let chunks = messages
+            .await?
+            .ready_chunks(1024)
+            .map(|chunk| chunk.into_iter().map(|message| Ok(message?.message.payload)).collect());
+        Ok(chunks.boxed())
     }
 
     fn window(&self) -> (usize, usize) {

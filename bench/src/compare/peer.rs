@@ -33,17 +33,15 @@ pub(super) type Ack = BoxFuture<'static, anyhow::Result<()>>;
 pub(super) type Values = BoxStream<'static, anyhow::Result<Vec<Bytes>>>;
 
 /// A driver.
+#[tonic::async_trait]
 pub(super) trait Driver: Send + Sync {
     /// Creates a stream that is empty.
-    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>>;
-    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>>;
+    async fn create(&self, stream: &str) -> anyhow::Result<()>;
+    async fn remove(&self, stream: &str) -> anyhow::Result<()>;
     /// A publisher with a connection of its own.
-    fn publisher<'a>(
-        &'a self,
-        stream: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>>;
+    async fn publisher(&self, stream: &str) -> anyhow::Result<Arc<dyn Publisher>>;
     /// Reads from the start, and waits for more at the end.
-    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>>;
+    async fn read(&self, stream: &str) -> anyhow::Result<Values>;
     /// Without a schedule: records that are handed over at once, and how many such batches are under way.
     fn window(&self) -> (usize, usize);
 }

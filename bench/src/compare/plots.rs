@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use super::table::{Spread, Table};
+use super::table::{Bar, Curve, Spread, Table};
 
 /// Everything is laid out in this many points across; a PNG has so many pixels for each.
 const WIDTH: i32 = 960;
@@ -30,21 +30,6 @@ const INK: RGBColor = RGBColor(40, 40, 40);
 const PALE: RGBColor = RGBColor(110, 110, 110);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 const FONT: &str = "sans-serif";
-
-/// One bar.
-pub(super) struct Bar {
-    pub(super) side: String,
-    /// What was acknowledged was synced.
-    pub(super) synced: bool,
-    pub(super) spread: Spread,
-}
-
-/// One curve: how much of everything was faster, and the microseconds.
-pub(super) struct Curve {
-    pub(super) side: String,
-    pub(super) synced: bool,
-    pub(super) points: Vec<(f64, f64)>,
-}
 
 /// What to draw.
 enum Picture {
@@ -210,11 +195,11 @@ where
         let all = || curves.iter().flat_map(|curve| &curve.points);
         let least = all().map(|point| point.1).fold(f64::INFINITY, f64::min).max(1.0);
         let most = all().map(|point| point.1).fold(least, f64::max);
-        let nines = all().map(|point| nines(point.0)).fold(1.0, f64::max);
+        let nines_max = all().map(|point| nines(point.0)).fold(1.0, f64::max);
         // Whole powers of ten.
         let (low, high) = (least.log10().floor(), (most.log10() + 1e-9).ceil().max(1.0));
         let (left, right, top, bottom) = (74, WIDTH - LEGEND, HEAD + 8, CURVES_HEIGHT - 52);
-        let x = |nine: f64| left + whole(nine / nines * f64::from(right - left));
+        let x = |nine: f64| left + whole(nine / nines_max * f64::from(right - left));
         let y = |us: f64| {
             let part = (us.max(1.0).log10() - low) / (high - low).max(1.0);
             bottom - whole(part * f64::from(bottom - top))
@@ -239,7 +224,7 @@ where
             (3.0, "99.9 %"),
             (4.0, "99.99 %"),
         ] {
-            if nine <= nines + 1e-9 {
+            if nine <= nines_max + 1e-9 {
                 self.line((x(nine), top), (x(nine), bottom), GRID, 1)?;
                 self.text(name, (x(nine), bottom + 16), 12, PALE, HPos::Center)?;
             }
@@ -252,7 +237,7 @@ where
         order.sort_by(|a, b| end(b).total_cmp(&end(a)));
         for (row, curve) in (0..).zip(order) {
             let points: Vec<(i32, i32)> =
-                curve.points.iter().map(|it| self.at((x(nines_of(it)), y(it.1)))).collect();
+                curve.points.iter().map(|it| self.at((x(nines(it.0)), y(it.1)))).collect();
             let middle = top + 10 + ROW * row;
             self.path(points, curve)?;
             self.path(vec![self.at((right + 14, middle)), self.at((right + 44, middle))], curve)?;
@@ -272,10 +257,6 @@ where
         }
         Ok(())
     }
-}
-
-fn nines_of(point: &(f64, f64)) -> f64 {
-    nines(point.0)
 }
 
 /// 0.9 is one nine, 0.99 two.

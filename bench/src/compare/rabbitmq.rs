@@ -49,61 +49,47 @@ async fn dial(address: &str) -> anyhow::Result<Connection> {
     Ok(Connection::connect(&uri, ConnectionProperties::default()).await?)
 }
 
+#[tonic::async_trait]
 impl Driver for Queues {
-    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let mut arguments = FieldTable::default();
-            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-            let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            let channel = self.connection.create_channel().await?;
-            channel.queue_declare(stream.into(), options, arguments).await?;
-            Ok(())
-        }
-        .boxed()
+    async fn create(&self, stream: &str) -> anyhow::Result<()> {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let channel = self.connection.create_channel().await?;
+        channel.queue_declare(stream.into(), options, arguments).await?;
+        Ok(())
     }
 
-    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let channel = self.connection.create_channel().await?;
-            channel.queue_delete(stream.into(), QueueDeleteOptions::default()).await?;
-            Ok(())
-        }
-        .boxed()
+    async fn remove(&self, stream: &str) -> anyhow::Result<()> {
+        let channel = self.connection.create_channel().await?;
+        channel.queue_delete(stream.into(), QueueDeleteOptions::default()).await?;
+        Ok(())
     }
 
-    fn publisher<'a>(
-        &'a self,
-        stream: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>> {
-        async move {
-            let connection = dial(&self.address).await?;
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let queue = stream.to_owned();
-            let publisher = QueuePublisher { _connection: connection, channel, queue };
-            Ok(Arc::new(publisher) as Arc<dyn Publisher>)
-        }
-        .boxed()
+    async fn publisher(&self, stream: &str) -> anyhow::Result<Arc<dyn Publisher>> {
+        let connection = dial(&self.address).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let queue = stream.to_owned();
+        let publisher = QueuePublisher { _connection: connection, channel, queue };
+        Ok(Arc::new(publisher))
     }
 
-    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>> {
-        async move {
-            let connection = dial(&self.address).await?;
-            let channel = connection.create_channel().await?;
-            // Without acknowledgements of what was read: the fastest there is.
-            let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-            let consumer = channel
-                .basic_consume(stream.into(), "bench".into(), options, FieldTable::default())
-                .await?;
-            let values = consumer.map_ok(|delivery| Bytes::from(delivery.data)).ready_chunks(1024);
-            // The connection lives as long as who reads from it.
-            let chunks = values.map(move |chunk| {
-                let _ = &connection;
-                Ok(chunk.into_iter().collect::<Result<Vec<Bytes>, _>>()?)
-            });
-            Ok(chunks.boxed())
-        }
-        .boxed()
+    async fn read(&self, stream: &str) -> anyhow::Result<Values> {
+        let connection = dial(&self.address).await?;
+        let channel = connection.create_channel().await?;
+        // Without acknowledgements of what was read: the fastest there is.
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consumer = channel
+            .basic_consume(stream.into(), "bench".into(), options, FieldTable::default())
+            .await?;
+        let values = consumer.map_ok(|delivery| Bytes::from(delivery.data)).ready_chunks(1024);
+        // The connection lives as long as who reads from it.
+        let chunks = values.map(move |chunk| {
+            let _ = &connection;
+            Ok(chunk.into_iter().collect::<Result<Vec<Bytes>, _>>()?)
+        });
+        Ok(chunks.boxed())
     }
 
     fn window(&self) -> (usize, usize) {

@@ -137,73 +137,59 @@ impl Wire {
     }
 }
 
+#[tonic::async_trait]
 impl Driver for Streams {
-    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let create = |body: &mut BytesMut| {
-                put_string(body, stream);
-                body.put_i32(0);
-            };
-            Wire::dial(&self.address).await?.ask(CREATE, create).await
-        }
-        .boxed()
+    async fn create(&self, stream: &str) -> anyhow::Result<()> {
+        let create = |body: &mut BytesMut| {
+            put_string(body, stream);
+            body.put_i32(0);
+        };
+        Wire::dial(&self.address).await?.ask(CREATE, create).await
     }
 
-    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            Wire::dial(&self.address).await?.ask(DELETE, |body| put_string(body, stream)).await
-        }
-        .boxed()
+    async fn remove(&self, stream: &str) -> anyhow::Result<()> {
+        Wire::dial(&self.address).await?.ask(DELETE, |body| put_string(body, stream)).await
     }
 
-    fn publisher<'a>(
-        &'a self,
-        stream: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>> {
-        async move {
-            let mut wire = Wire::dial(&self.address).await?;
-            let declare = |body: &mut BytesMut| {
-                body.put_u8(1);
-                // Without a name there is no deduplication.
-                put_string(body, "");
-                put_string(body, stream);
-            };
-            wire.ask(DECLARE_PUBLISHER, declare).await?;
-            let waiting = Arc::new(Mutex::new(VecDeque::new()));
-            spawn(take_confirms(wire.read, Arc::clone(&waiting)));
-            let publisher =
-                StreamPublisher { write: Mutex::new(wire.write), sent: AtomicU64::new(0), waiting };
-            Ok(Arc::new(publisher) as Arc<dyn Publisher>)
-        }
-        .boxed()
+    async fn publisher(&self, stream: &str) -> anyhow::Result<Arc<dyn Publisher>> {
+        let mut wire = Wire::dial(&self.address).await?;
+        let declare = |body: &mut BytesMut| {
+            body.put_u8(1);
+            // Without a name there is no deduplication.
+            put_string(body, "");
+            put_string(body, stream);
+        };
+        wire.ask(DECLARE_PUBLISHER, declare).await?;
+        let waiting = Arc::new(Mutex::new(VecDeque::new()));
+        spawn(take_confirms(wire.read, Arc::clone(&waiting)));
+        let publisher =
+            StreamPublisher { write: Mutex::new(wire.write), sent: AtomicU64::new(0), waiting };
+        Ok(Arc::new(publisher))
     }
 
-    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>> {
-        async move {
-            let mut wire = Wire::dial(&self.address).await?;
-            let subscribe = |body: &mut BytesMut| {
-                body.put_u8(1);
-                put_string(body, stream);
-                // From the first offset.
-                body.put_u16(1);
-                body.put_u16(CREDIT);
-            };
-            wire.ask(SUBSCRIBE, subscribe).await?;
-            Ok(futures::stream::try_unfold(wire, |mut wire| async move {
-                loop {
-                    let (command, body) = next(&mut wire.read).await?;
-                    if command == DELIVER {
-                        let mut credit = BytesMut::new();
-                        credit.put_u8(1);
-                        credit.put_u16(1);
-                        wire.write.write_all(&frame(CREDIT_MORE, &credit)).await?;
-                        return Ok(Some((delivered(body)?, wire)));
-                    }
+    async fn read(&self, stream: &str) -> anyhow::Result<Values> {
+        let mut wire = Wire::dial(&self.address).await?;
+        let subscribe = |body: &mut BytesMut| {
+            body.put_u8(1);
+            put_string(body, stream);
+            // From the first offset.
+            body.put_u16(1);
+            body.put_u16(CREDIT);
+        };
+        wire.ask(SUBSCRIBE, subscribe).await?;
+        Ok(futures::stream::try_unfold(wire, |mut wire| async move {
+            loop {
+                let (command, body) = next(&mut wire.read).await?;
+                if command == DELIVER {
+                    let mut credit = BytesMut::new();
+                    credit.put_u8(1);
+                    credit.put_u16(1);
+                    wire.write.write_all(&frame(CREDIT_MORE, &credit)).await?;
+                    return Ok(Some((delivered(body)?, wire)));
                 }
-            })
-            .boxed())
-        }
-        .boxed()
+            }
+        })
+        .boxed())
     }
 
     fn window(&self) -> (usize, usize) {

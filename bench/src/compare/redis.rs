@@ -47,51 +47,40 @@ impl Redis {
     }
 }
 
+#[tonic::async_trait]
 impl Driver for Redis {
-    fn create<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        self.remove(stream)
+    async fn create(&self, stream: &str) -> anyhow::Result<()> {
+        self.remove(stream).await
     }
 
-    fn remove<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let _: i64 = self.connection().await?.del(stream).await?;
-            Ok(())
-        }
-        .boxed()
+    async fn remove(&self, stream: &str) -> anyhow::Result<()> {
+        let _: i64 = self.connection().await?.del(stream).await?;
+        Ok(())
     }
 
-    fn publisher<'a>(
-        &'a self,
-        stream: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<Arc<dyn Publisher>>> {
-        async move {
-            let connection = self.connection().await?;
-            let publisher = RedisPublisher { connection, stream: stream.to_owned() };
-            Ok(Arc::new(publisher) as Arc<dyn Publisher>)
-        }
-        .boxed()
+    async fn publisher(&self, stream: &str) -> anyhow::Result<Arc<dyn Publisher>> {
+        let connection = self.connection().await?;
+        let publisher = RedisPublisher { connection, stream: stream.to_owned() };
+        Ok(Arc::new(publisher))
     }
 
-    fn read<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, anyhow::Result<Values>> {
-        async move {
-            let state = (self.connection().await?, stream.to_owned(), "0-0".to_owned());
-            Ok(futures::stream::try_unfold(state, |(mut connection, stream, last)| async move {
-                let options = StreamReadOptions::default().count(READ_AT_ONCE).block(BLOCK_MS);
-                let reply: Option<StreamReadReply> =
-                    connection.xread_options(&[&stream], &[&last], &options).await?;
-                let entries = reply.unwrap_or_default().keys.into_iter().flat_map(|key| key.ids);
-                let mut values = Vec::new();
-                let mut next = last;
-                for entry in entries {
-                    let value: Vec<u8> = entry.get(FIELD).context("an entry has no value")?;
-                    values.push(Bytes::from(value));
-                    next = entry.id;
-                }
-                Ok(Some((values, (connection, stream, next))))
-            })
-            .boxed())
-        }
-        .boxed()
+    async fn read(&self, stream: &str) -> anyhow::Result<Values> {
+        let state = (self.connection().await?, stream.to_owned(), "0-0".to_owned());
+        Ok(futures::stream::try_unfold(state, |(mut connection, stream, last)| async move {
+            let options = StreamReadOptions::default().count(READ_AT_ONCE).block(BLOCK_MS);
+            let reply: Option<StreamReadReply> =
+                connection.xread_options(&[&stream], &[&last], &options).await?;
+            let entries = reply.unwrap_or_default().keys.into_iter().flat_map(|key| key.ids);
+            let mut values = Vec::new();
+            let mut next = last;
+            for entry in entries {
+                let value: Vec<u8> = entry.get(FIELD).context("an entry has no value")?;
+                values.push(Bytes::from(value));
+                next = entry.id;
+            }
+            Ok(Some((values, (connection, stream, next))))
+        })
+        .boxed())
     }
 
     fn window(&self) -> (usize, usize) {

@@ -6,7 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::plots::{Bar, Curve};
 use super::{Side, Workload};
 use crate::latency::Percentiles;
 use crate::processes::Sample;
@@ -97,6 +96,21 @@ pub(super) struct Spread {
     pub(super) median: f64,
     pub(super) least: f64,
     pub(super) greatest: f64,
+}
+
+/// A figure of a side, to be drawn as a bar.
+pub(super) struct Bar {
+    pub(super) side: String,
+    /// What was acknowledged was synced.
+    pub(super) synced: bool,
+    pub(super) spread: Spread,
+}
+
+/// Latencies of a side, to be drawn as a curve: how much of everything was faster, and the microseconds.
+pub(super) struct Curve {
+    pub(super) side: String,
+    pub(super) synced: bool,
+    pub(super) points: Vec<(f64, f64)>,
 }
 
 impl Spread {
@@ -198,10 +212,8 @@ impl Table {
     /// Of every percentile the median over the rounds.
     fn curves(&self, workload: &str, latency: fn(&Slot) -> Option<&Percentiles>) -> Vec<Curve> {
         let curve = |slot: &Slot| {
-            let counts =
-                |it: &&Slot| it.workload == workload && it.side == slot.side && it.round > 0;
             let rounds: Vec<&Percentiles> =
-                self.slots.iter().filter(counts).filter_map(latency).collect();
+                self.counted(workload, &slot.side).filter_map(latency).collect();
             let places = rounds.iter().map(|round| round.curve.len()).min().unwrap_or(0);
             let point = |place: usize| {
                 let of_all = rounds.iter().map(|round| round.curve[place].1 as f64);
@@ -224,6 +236,13 @@ impl Table {
         sides
     }
 
+    /// The rounds of a side that count.
+    fn counted(&self, workload: &str, side: &str) -> impl Iterator<Item = &Slot> {
+        let counts =
+            move |slot: &&Slot| slot.workload == workload && slot.side == side && slot.round > 0;
+        self.slots.iter().filter(counts)
+    }
+
     /// A figure of a side over the rounds that count.
     fn spread(
         &self,
@@ -231,9 +250,7 @@ impl Table {
         side: &str,
         figure: impl Fn(&Slot) -> Option<f64>,
     ) -> Option<Spread> {
-        let counts =
-            |slot: &&Slot| slot.workload == workload && slot.side == side && slot.round > 0;
-        Spread::of(self.slots.iter().filter(counts).filter_map(figure))
+        Spread::of(self.counted(workload, side).filter_map(figure))
     }
 
     /// How many times a side's median our two settings reach.

@@ -20,7 +20,9 @@ use crate::config::{BoundAddresses, Config, DEFAULT_LISTENER};
 use crate::env::{Clock, SystemClock, Tasks, random_seed};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::rpc::{Certificates, Dialer, GrpcPeerCalls, GrpcPeerStreams, NodeTls, Servers, Shared};
+use crate::rpc::{
+    Certificates, Dialer, GrpcPeerCalls, GrpcPeerStreams, NodeTls, Screen, Servers, Shared,
+};
 
 /// How often the node is asked whether it serves: often at first, for it may be about to, then rarely, for it costs something where
 /// there are many partitions.
@@ -41,6 +43,8 @@ pub struct BrokerOptions {
     pub seed: u64,
     /// The highest feature level that the node says it understands; another than [`FEATURE_LEVEL`] makes it pass for another version.
     pub feature_level: u32,
+    /// Refuses clients' calls; `None`: none is refused.
+    pub screen: Option<Screen>,
 }
 
 impl Default for BrokerOptions {
@@ -50,6 +54,7 @@ impl Default for BrokerOptions {
             clock: Arc::new(SystemClock::new()),
             seed: random_seed(),
             feature_level: FEATURE_LEVEL,
+            screen: None,
         }
     }
 }
@@ -131,6 +136,7 @@ impl Broker {
             tasks.clone(),
             Arc::clone(&metrics),
             config,
+            options.screen,
         );
         let (closing, closing_seen) = watch::channel(false);
         let keep_up = tls.clone().keep_up(reload_pause, tasks.clone(), Arc::clone(&metrics));

@@ -29,3 +29,4 @@ mod rpc;
 
 pub use broker::{Broker, BrokerOptions};
 pub use cluster::StartError;
+pub use rpc::{Call, Screen};

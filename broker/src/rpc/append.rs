@@ -13,6 +13,7 @@ use highwater_proto::v1;
 
 use super::door::{Door, acks, batch_limits, refuse_internal, wire_offset};
 use super::in_flight::{InFlight, InFlightPermit};
+use super::screen::Call;
 use crate::cluster::topic_config::TopicConfig;
 use crate::error::BrokerError;
 use crate::replica::{AppendTicket, Appended};
@@ -45,6 +46,7 @@ impl Door {
         let acks = acks(produce.acks)?;
         check_batch_bytes(produce.batch.len())?;
         refuse_internal(&produce.topic)?;
+        self.check(Call::Publish, &produce.topic)?;
         self.topic(&produce.topic, true).await?;
         let (topic, handle) =
             self.node.route(&produce.topic, &produce.topic_id, produce.partition)?;

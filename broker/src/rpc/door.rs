@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::screen::Screen;
 use super::status::{self, CallError};
 use crate::cluster::peer::PeerCalls;
 use crate::cluster::topic_config::TopicConfig;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Config,
     pub(crate) groups: Groups,
+    pub(super) screen: Option<Screen>,
     next_partition: AtomicU32,
 }
 
@@ -51,6 +53,7 @@ impl Shared {
         tasks: Tasks,
         metrics: Arc<Metrics>,
         config: Config,
+        screen: Option<Screen>,
     ) -> Self {
         let next_partition = AtomicU32::new(0);
         let groups = Groups::new(
@@ -60,7 +63,7 @@ impl Shared {
             Arc::clone(&metrics),
             config.to_group_options(),
         );
-        Self { node, calls, clock, tasks, metrics, config, groups, next_partition }
+        Self { node, calls, clock, tasks, metrics, config, groups, screen, next_partition }
     }
 }
 

@@ -9,6 +9,7 @@ use highwater_proto::batch::BatchView;
 use highwater_proto::v1;
 
 use super::door::{Door, FETCH_BYTES_MAX, wire_offset};
+use super::screen::Call;
 use super::status::{CallError, from_peer};
 use crate::cluster::TopicView;
 use crate::error::BrokerError;
@@ -190,6 +191,7 @@ impl Door {
         request: &v1::FetchRequest,
     ) -> Result<v1::FetchResponse, BrokerError> {
         check_wait(request)?;
+        self.check(Call::Read, &request.topic)?;
         self.topic(&request.topic, false).await?;
         let (topic, handle) =
             self.node.route(&request.topic, &request.topic_id, request.partition)?;
@@ -203,6 +205,7 @@ impl Door {
         request: &v1::FetchRequest,
     ) -> Result<v1::FetchResponse, BrokerError> {
         check_wait(request)?;
+        self.check(Call::Read, &request.topic)?;
         let (topic, handle) =
             self.node.route_to_replica(&request.topic, &request.topic_id, request.partition)?;
         if !handle.knows_leader() {

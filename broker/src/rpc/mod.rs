@@ -26,6 +26,7 @@ mod produce;
 mod produce_stream;
 mod raft_transport;
 mod registry;
+mod screen;
 mod sender;
 mod status;
 mod subscribe;
@@ -55,6 +56,7 @@ pub(crate) use dial::Dialer;
 pub(crate) use door::Shared;
 pub(crate) use peer_calls::GrpcPeerCalls;
 pub(crate) use peer_streams::GrpcPeerStreams;
+pub use screen::{Call, Screen};
 pub(crate) use tls::{Certificates, NodeTls};
 
 use door::Door;

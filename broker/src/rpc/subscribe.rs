@@ -21,6 +21,7 @@ use super::credit::Credits;
 use super::door::{Door, expired, wire_offset};
 use super::fetch::{self, Chunk, ReadBounds};
 use super::nearest::{LOOK_PAUSE, MISSES_MAX};
+use super::screen::Call;
 use super::status::CallError;
 use super::turned_on;
 use crate::cluster::{ClusterView, GroupId};
@@ -357,7 +358,11 @@ impl Subscription {
             records_max: self.credits.records_to_read(),
         };
         let (handle, source) = (&cursor.handle, cursor.source);
-        let chunk = match fetch::read(handle, source, cursor.next_offset, self.format, bounds) {
+        let chunk = self
+            .door
+            .check(Call::Read, &cursor.topic)
+            .and_then(|()| fetch::read(handle, source, cursor.next_offset, self.format, bounds));
+        let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(error) => return self.fail(turn, &error).await,
         };
@@ -547,6 +552,7 @@ impl Subscription {
 
 /// A cursor where the client wants to begin.
 async fn open(door: &Door, wanted: &v1::SubscribePartition) -> Result<Cursor, BrokerError> {
+    door.check(Call::Read, &wanted.topic)?;
     door.topic(&wanted.topic, false).await?;
     let (topic, topic_id, partition) = (&wanted.topic, &wanted.topic_id, wanted.partition);
     let start = fetch::start();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
+use highwater_broker::Call;
 use highwater_broker::config::Config;
 use highwater_client::{Client, Event, FetchOptions, NewTopic, Record, Start, event};
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use crate::env::{TestClock, soon, until};
 use crate::faults::Faults;
 use crate::node::Node;
 use crate::ports::free_address;
+use crate::refusals::{Refusal, Refusals};
 
 /// Raft's clock: fast, so that elections do not take the tests' time; slower where nodes must hear one another on a busy machine.
 const TICK_ALONE_MS: u64 = 10;
@@ -65,6 +67,7 @@ impl ClusterBuilder {
             .build()
             .expect("a runtime can be made");
         let clock = Arc::new(TestClock::default());
+        let refusals = Arc::new(Refusals::default());
         // Known before anybody binds them. A cluster of one has none.
         let seeds: Vec<String> = match self.nodes {
             1 => Vec::new(),
@@ -84,11 +87,12 @@ impl ClusterBuilder {
                 config.node.seeds = seeds.clone();
             }
             self.changes.iter().for_each(|change| change(&mut config));
-            nodes.push(Node::new(config, dir, Arc::clone(&clock), runtime.handle()).await);
+            let (clock, refusals) = (Arc::clone(&clock), Arc::clone(&refusals));
+            nodes.push(Node::new(config, dir, clock, refusals, runtime.handle()).await);
         }
         join_all(nodes.iter().map(Node::start)).await;
         join_all(nodes.iter().map(Node::wait_ready)).await;
-        Cluster { nodes, clock, expected: Mutex::default(), runtime: Some(runtime) }
+        Cluster { nodes, clock, refusals, expected: Mutex::default(), runtime: Some(runtime) }
     }
 }
 
@@ -112,6 +116,7 @@ impl ClusterBuilder {
 pub struct Cluster {
     nodes: Vec<Node>,
     clock: Arc<TestClock>,
+    refusals: Arc<Refusals>,
     /// How many events of a type the test has been given.
     expected: Mutex<BTreeMap<String, usize>>,
     /// Of what stands between clients and brokers.
@@ -317,6 +322,37 @@ impl Cluster {
     /// If there is no such broker, as everywhere that takes an index.
     pub fn faults_of(&self, index: usize) -> &Faults {
         &self.node(index).faults
+    }
+
+    /// Every broker refuses this call on this topic, until [`Cluster::allow`]. Nothing is written of what is refused. A call on behalf of
+    /// the test itself is a call too: [`Cluster::records`] cannot read what nobody may.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use highwater_testing::{Broker, Call, Refusal};
+    ///
+    /// let broker = Broker::start().await;
+    /// broker.create_topic("orders", 3).await;
+    /// broker.refuse(Call::Publish, "orders", Refusal::TooLarge);
+    ///
+    /// let producer = broker.client().await.producer("orders").build();
+    /// let error = producer.send("order placed").await?.await.unwrap_err();
+    /// assert!(!error.is_retriable() && !error.may_have_been_written());
+    /// # Ok(()) }
+    /// ```
+    pub fn refuse(&self, call: Call, topic: &str, refusal: Refusal) {
+        self.refusals.refuse(call, topic, refusal, None);
+    }
+
+    /// The same for the next so many calls only: batches that are published, whatever number of records is in them.
+    pub fn refuse_next(&self, times: u32, call: Call, topic: &str, refusal: Refusal) {
+        self.refusals.refuse(call, topic, refusal, Some(times));
+    }
+
+    /// Nothing is refused any more.
+    pub fn allow(&self) {
+        self.refusals.allow();
     }
 
     fn node(&self, index: usize) -> &Node {

@@ -23,6 +23,7 @@ struct Weather {
     delay: Duration,
     refuses: bool,
     loses_answers: bool,
+    stalls: bool,
     /// Connections of an earlier generation are cut.
     generation: u64,
 }
@@ -55,6 +56,12 @@ impl Faults {
     /// What clients send arrives, and no answer comes back: calls are carried out, and clients cannot know.
     pub fn lose_answers(&self) {
         self.weather.send_modify(|weather| weather.loses_answers = true);
+    }
+
+    /// Nothing moves any more in either direction, and nobody is told: as a broker is that hangs, or a network that swallows
+    /// everything. What is on its way arrives when this is over.
+    pub fn stall(&self) {
+        self.weather.send_modify(|weather| weather.stalls = true);
     }
 
     /// Cuts the connections that there are; clients may connect again at once.
@@ -128,7 +135,7 @@ async fn relay(
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    seen: watch::Receiver<Weather>,
+    mut seen: watch::Receiver<Weather>,
     is_lost: impl Fn(&Weather) -> bool,
 ) -> io::Result<()> {
     let (chunks, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
@@ -139,7 +146,10 @@ async fn pass(
             if count == 0 {
                 break;
             }
-            let weather = *seen.borrow();
+            // What reads no further holds up who sends. The other case is that the test is over.
+            let Ok(weather) = seen.wait_for(|weather| !weather.stalls).await.map(|it| *it) else {
+                break;
+            };
             if is_lost(&weather) {
                 continue;
             }

@@ -23,6 +23,7 @@
 //!
 //! - processes: [`Broker::restart`], [`Cluster::kill`], [`Cluster::move_leader`];
 //! - the network between clients and a broker: [`Faults`];
+//! - errors that brokers answer with: [`Cluster::refuse`];
 //! - events that come twice: [`Cluster::publish_again`];
 //! - time, as brokers see it: [`Cluster::advance`].
 //!
@@ -35,10 +36,14 @@ mod env;
 mod faults;
 mod node;
 mod ports;
+mod refusals;
 
 pub use cluster::{Broker, Cluster, ClusterBuilder};
 pub use env::{soon, until};
 pub use faults::Faults;
+/// What a client wants of a partition.
+pub use highwater_broker::Call;
 /// How a broker is configured; see [`ClusterBuilder::configure`].
 pub use highwater_broker::config::Config;
 pub use ports::free_address;
+pub use refusals::Refusal;

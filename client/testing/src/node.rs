@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::disk::QuickDisk;
 use crate::env::{TestClock, soon};
 use crate::faults::{self, Faults};
+use crate::refusals::Refusals;
 
 /// The process: a broker on a runtime of its own, so that ending that ends the broker without a word to anybody.
 struct Process {
@@ -33,6 +34,7 @@ impl Drop for Process {
 pub(crate) struct Node {
     config: Config,
     clock: Arc<TestClock>,
+    refusals: Arc<Refusals>,
     process: tokio::sync::Mutex<Option<Process>>,
     /// Where the broker listens for clients, while it runs.
     listening: watch::Sender<Option<SocketAddr>>,
@@ -54,6 +56,7 @@ impl Node {
         mut config: Config,
         dir: TempDir,
         clock: Arc<TestClock>,
+        refusals: Arc<Refusals>,
         runtime: &tokio::runtime::Handle,
     ) -> Self {
         let (listening, seen) = watch::channel(None);
@@ -62,7 +65,7 @@ impl Node {
         // Clients that are told of this node are told of what stands before it.
         config.listen.advertise = Some(address.to_string());
         let process = tokio::sync::Mutex::new(None);
-        Self { config, clock, process, listening, address, faults, _dir: dir }
+        Self { config, clock, refusals, process, listening, address, faults, _dir: dir }
     }
 
     /// Starts the process if it does not run.
@@ -78,7 +81,12 @@ impl Node {
             .build()
             .expect("a runtime can be made");
         let disk = Arc::new(QuickDisk::default());
-        let options = BrokerOptions { clock: self.clock.clone(), disk, ..BrokerOptions::default() };
+        let options = BrokerOptions {
+            clock: self.clock.clone(),
+            disk,
+            screen: Some(Arc::clone(&self.refusals).screen()),
+            ..BrokerOptions::default()
+        };
         let starting =
             runtime.spawn(highwater_broker::Broker::start_with(self.config.clone(), options));
         let broker = match soon("starting a broker", starting).await {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use highwater_client::event::Event;
-use highwater_client::{Client, NewTopic, Record, SendError};
-use highwater_testing::{Broker, Cluster, soon, until};
+use highwater_client::{Client, FetchOptions, NewTopic, Record, SendError, reason};
+use highwater_testing::{Broker, Call, Cluster, Refusal, soon, until};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize, Event)]
@@ -195,4 +195,81 @@ async fn typed_events_are_found_in_whatever_topic_one_after_the_other() {
     assert_eq!(record.header_str("ce_specversion"), Some("1.0"));
     assert_eq!(record.header_str("ce_id").map(str::len), Some(32));
     assert_eq!(record.header_str("ce_partitionkey"), record.key_str());
+}
+
+#[tokio::test]
+async fn what_is_refused_for_now_arrives_once_it_is_allowed() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    for refusal in [Refusal::Overloaded, Refusal::DiskFull, Refusal::OutcomeUnknown] {
+        broker.refuse(Call::Publish, TOPIC, refusal);
+        let hurried = client.producer(TOPIC).delivery_timeout(Duration::from_millis(300)).build();
+        let sent = async { hurried.send("lost").await?.await };
+        let error = soon("giving up", sent).await.unwrap_err();
+        let is_unknown = refusal == Refusal::OutcomeUnknown;
+        assert!(error.may_have_been_written() == is_unknown, "{refusal:?}: {error}");
+
+        broker.refuse_next(3, Call::Publish, TOPIC, refusal);
+        publish(&client, &format!("{refusal:?}")).await.unwrap();
+    }
+    assert_eq!(values(&broker).await, ["Overloaded", "DiskFull", "OutcomeUnknown"]);
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_is_told_at_once() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    for (refusal, may_be_written) in [(Refusal::TooLarge, false), (Refusal::Internal, true)] {
+        broker.refuse(Call::Publish, TOPIC, refusal);
+        let error = publish(&client, "lost").await.unwrap_err();
+        assert!(!error.is_retriable(), "{refusal:?}: {error}");
+        assert_eq!(error.may_have_been_written(), may_be_written, "{refusal:?}: {error}");
+    }
+    broker.allow();
+    publish(&client, "a").await.unwrap();
+    assert_eq!(values(&broker).await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_refused_goes_on_where_it_was() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    let mut events = client.consumer(TOPIC).subscribe().await.unwrap();
+    publish(&client, "a").await.unwrap();
+    let first = soon("reading", events.next()).await.unwrap().unwrap();
+    assert_eq!(first.value_str(), Some("a"));
+
+    broker.refuse(Call::Read, TOPIC, Refusal::Overloaded);
+    publish(&client, "b").await.unwrap();
+    let admin = client.admin();
+    let fetched = admin.fetch(TOPIC, 0, FetchOptions::default());
+    let error = soon("being refused", fetched).await.unwrap_err();
+    assert_eq!(error.reason(), reason::OVERLOADED);
+    broker.allow();
+    let next = async {
+        loop {
+            match events.next().await.unwrap() {
+                Ok(event) => return event,
+                Err(error) => assert!(error.is_retriable(), "{error}"),
+            }
+        }
+    };
+    assert_eq!(soon("reading on", next).await.value_str(), Some("b"));
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_holds_up_and_loses_nothing() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let producer = broker.client().await.producer(TOPIC).build();
+    soon("publishing", async { producer.send("a").await?.await }).await.unwrap();
+    broker.faults().stall();
+    let mut sent = Box::pin(async { producer.send("b").await?.await });
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut sent).await.is_err());
+    broker.faults().clear();
+    soon("publishing", sent).await.unwrap();
+    assert_eq!(values(&broker).await, ["a", "b"]);
 }

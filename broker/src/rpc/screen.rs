@@ -1,0 +1,27 @@
+//! Calls that are refused on purpose, by who tests a service against a real broker.
+//!
+//! Owns: the words in which that is asked. Never: refuses anything by itself.
+
+use std::sync::Arc;
+
+use super::door::Door;
+use crate::error::BrokerError;
+
+/// What a client wants of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    /// One batch is to be published; nothing of it is written when this is refused.
+    Publish,
+    /// Records are to be read: asked once when reading begins and before each message of a subscription.
+    Read,
+}
+
+/// Asked before a call on a topic, by its name, is carried out; an error is what the client gets instead.
+pub type Screen = Arc<dyn Fn(Call, &str) -> Result<(), BrokerError> + Send + Sync>;
+
+impl Door {
+    /// Refuses what is to be refused; outside of tests nothing is.
+    pub(super) fn check(&self, call: Call, topic: &str) -> Result<(), BrokerError> {
+        self.screen.as_ref().map_or(Ok(()), |screen| screen(call, topic))
+    }
+}

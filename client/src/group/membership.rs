@@ -51,6 +51,8 @@ struct State {
     undone: usize,
     /// Counts what shows that the service is at work.
     progress: u64,
+    /// The session knows that there is something to commit, and will look when its interval is over.
+    is_told: bool,
     extend_ms: u32,
     troubles: VecDeque<ConsumeError>,
     has_ended: bool,
@@ -65,13 +67,41 @@ impl State {
         }
     }
 
-    /// Tells a partition's tracker something, if this member still has the partition at this epoch.
-    fn track(&mut self, partition: u32, epoch: u64, tell: impl FnOnce(&mut Tracker)) {
-        let held = self.held.get_mut(&partition).filter(|held| held.epoch == epoch);
-        let Some(held) = held else { return };
+    /// Tells a partition's tracker something, if this member still has the partition at this epoch. True if the partition is free to
+    /// release now.
+    fn track(&mut self, it: HandedOut, tell: impl FnOnce(&mut Tracker)) -> bool {
+        let held = self.held.get_mut(&it.partition).filter(|held| held.epoch == it.epoch);
+        let Some(held) = held else { return false };
         self.undone -= held.tracker.undone();
         tell(&mut held.tracker);
         self.undone += held.tracker.undone();
+        held.is_idle()
+    }
+
+    /// An event is done; true if the session has to be told.
+    fn done(&mut self, it: HandedOut) -> bool {
+        self.progress += 1;
+        let is_free = self.track(it, |tracker| tracker.done(it.offset));
+        is_free | self.is_first_news()
+    }
+
+    /// Whether this is the first news since the session looked.
+    fn is_first_news(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_told, true)
+    }
+
+    /// What the service is to be given; it is woken when there is something else.
+    fn next(&mut self, undone_max: usize, waker: &Waker) -> Next {
+        if let Some(trouble) = self.troubles.pop_front() {
+            return Next::Trouble(trouble);
+        }
+        if self.has_ended {
+            return Next::End;
+        }
+        if !self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            self.waker = Some(waker.clone());
+        }
+        if self.undone < undone_max { Next::Event } else { Next::Later }
     }
 
     fn wake(&mut self) {
@@ -98,6 +128,27 @@ pub(crate) struct Membership {
     account: Arc<Account>,
     /// Something became done, or free to release.
     pub(super) changed: Notify,
+}
+
+/// What a service is to be given.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// An event, when there is one.
+    Event,
+    /// What it has to be told.
+    Trouble(ConsumeError),
+    /// As many events as may be are in its hands, or wait for one that is.
+    Later,
+    /// Nothing follows any more.
+    End,
+}
+
+/// An event that was handed out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HandedOut {
+    pub(super) partition: u32,
+    pub(super) epoch: u64,
+    pub(super) offset: i64,
 }
 
 /// A commit to be sent.
@@ -202,51 +253,66 @@ impl Membership {
         self.begin(partition, topic_id, Start::Earliest, generation);
     }
 
-    /// Whether another event may be handed out. If not, the service is woken when that changes.
-    pub(super) fn has_room(&self, waker: &Waker) -> bool {
+    /// What the service is to be given; `done` is what it had last, if that is done with it. It is woken when there is something else.
+    pub(super) fn next(&self, done: Option<HandedOut>, waker: &Waker) -> Next {
         let mut state = self.state.lock();
-        let has_room = state.undone < self.undone_max;
-        if !has_room {
-            state.waker = Some(waker.clone());
-        }
-        has_room
+        let is_news = done.is_some_and(|done| state.done(done));
+        let next = state.next(self.undone_max, waker);
+        drop(state);
+        self.tell_session(is_news);
+        next
     }
 
-    /// An event is to be handed out: its partition's epoch if it may be.
-    pub(super) fn hand_out(&self, partition: u32, generation: u64, offset: i64) -> Option<u64> {
+    /// An event is to be handed out, if it may be.
+    pub(super) fn hand_out(
+        &self,
+        partition: u32,
+        generation: u64,
+        offset: i64,
+    ) -> Option<HandedOut> {
         let mut state = self.state.lock();
         let held = state.held.get_mut(&partition)?;
         if !held.is_open || held.generation != generation {
             return None;
         }
-        let epoch = held.epoch;
-        state.track(partition, epoch, |tracker| tracker.handed_out(offset));
+        let it = HandedOut { partition, epoch: held.epoch, offset };
+        state.track(it, |tracker| tracker.handed_out(offset));
         state.progress += 1;
-        Some(epoch)
+        Some(it)
     }
 
     /// An event is done.
-    pub(super) fn done(&self, partition: u32, epoch: u64, offset: i64) {
+    pub(super) fn done(&self, it: HandedOut) {
         let mut state = self.state.lock();
-        state.progress += 1;
         let was_full = state.undone >= self.undone_max;
-        state.track(partition, epoch, |tracker| tracker.done(offset));
+        let is_news = state.done(it);
         if was_full && state.undone < self.undone_max {
             state.wake();
         }
         drop(state);
-        self.changed.notify_one();
+        self.tell_session(is_news);
     }
 
     /// An event was dropped without a word.
-    pub(super) fn dropped(&self, partition: u32, epoch: u64, offset: i64) {
-        self.state.lock().track(partition, epoch, |tracker| tracker.dropped(offset));
-        self.changed.notify_one();
+    pub(super) fn dropped(&self, it: HandedOut) {
+        let mut state = self.state.lock();
+        let is_free = state.track(it, |tracker| tracker.dropped(it.offset));
+        let is_news = is_free | state.is_first_news();
+        drop(state);
+        self.tell_session(is_news);
+    }
+
+    /// Not with every event: to wake a task costs more than all else that is done for one here.
+    fn tell_session(&self, is_news: bool) {
+        if is_news {
+            self.changed.notify_one();
+        }
     }
 
     /// Progress that was not sent yet.
     pub(super) fn take_commit(&self) -> Offsets {
         let mut state = self.state.lock();
+        state.is_told = false;
         let mut offsets = Vec::new();
         for (partition, held) in &mut state.held {
             let Some(offset) = held.tracker.committable() else { continue };
@@ -265,6 +331,8 @@ impl Membership {
         for held in self.state.lock().held.values_mut() {
             held.sent = None;
         }
+        // Also if nothing else becomes done.
+        self.changed.notify_one();
     }
 
     /// Partitions that are asked back and whose events are in nobody's hands: they are released from here on. With them those whose
@@ -380,19 +448,6 @@ impl Membership {
         state.has_ended = true;
         state.wake();
     }
-
-    /// What the service has to be told, or that nothing follows; else it is woken when there is something.
-    pub(super) fn poll_trouble(&self, waker: &Waker) -> Option<Option<ConsumeError>> {
-        let mut state = self.state.lock();
-        if let Some(trouble) = state.troubles.pop_front() {
-            return Some(Some(trouble));
-        }
-        if state.has_ended {
-            return Some(None);
-        }
-        state.waker = Some(waker.clone());
-        None
-    }
 }
 
 /// Things that a service has to be told and did not listen to.
@@ -441,29 +496,70 @@ mod tests {
         assert_eq!(membership.partitions(), [0], "given anew");
     }
 
+    fn has_room(membership: &Membership, waker: &Waker) -> bool {
+        match membership.next(None, waker) {
+            Next::Event => true,
+            Next::Later => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn no_more_is_handed_out_than_may_be_undone() {
         let membership = membership();
         let (waker, woken) = counting_waker();
+        let of = |offset| HandedOut { partition: 0, epoch: 1, offset };
         membership.assigned(&[assigned(1, false)]);
         for offset in 0..3 {
-            assert!(membership.has_room(&waker));
+            assert!(has_room(&membership, &waker));
             assert!(membership.hand_out(0, 1, offset).is_some());
         }
-        assert!(!membership.has_room(&waker));
-        membership.done(0, 1, 1);
-        assert!(!membership.has_room(&waker), "it waits for the one before");
+        assert!(!has_room(&membership, &waker));
+        membership.done(of(1));
+        assert!(!has_room(&membership, &waker), "it waits for the one before");
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        membership.done(0, 1, 0);
+        membership.done(of(0));
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
-        assert!(membership.has_room(&waker));
+        assert!(has_room(&membership, &waker));
         for offset in 3..5 {
             assert!(membership.hand_out(0, 1, offset).is_some());
         }
-        assert!(!membership.has_room(&waker));
+        assert!(!has_room(&membership, &waker));
         membership.lost();
         assert_eq!(woken.0.load(Ordering::Relaxed), 2, "what is lost need not be remembered");
-        assert!(membership.has_room(&waker));
+        assert!(has_room(&membership, &waker));
+    }
+
+    /// Whether the session was told something since the last call.
+    fn is_told(membership: &Membership) -> bool {
+        use futures::FutureExt;
+        membership.changed.notified().now_or_never().is_some()
+    }
+
+    #[test]
+    fn the_session_is_told_of_the_first_news_and_of_what_is_free() {
+        let membership = membership();
+        let (waker, _) = counting_waker();
+        membership.assigned(&[assigned(1, false)]);
+        assert!(is_told(&membership), "what it owns changed");
+        let first = membership.hand_out(0, 1, 0);
+        let next = |done| _ = membership.next(done, &waker);
+        next(first);
+        assert!(is_told(&membership), "there is something to commit");
+        let second = membership.hand_out(0, 1, 1);
+        next(second);
+        assert!(!is_told(&membership), "it will look anyway");
+        assert_eq!(membership.take_commit().first().map(|it| it.offset), Some(2));
+        let third = membership.hand_out(0, 1, 2);
+        next(third);
+        assert!(is_told(&membership), "it has looked since");
+        let last = membership.hand_out(0, 1, 3);
+        membership.assigned(&[assigned(1, true)]);
+        assert!(is_told(&membership));
+        membership.done(last.unwrap());
+        assert!(is_told(&membership), "the partition is free to release");
+        membership.forget_sent();
+        assert!(is_told(&membership), "what was sent has to be sent again");
     }
 
     struct Woken(AtomicUsize);

@@ -29,7 +29,7 @@ pub use types::{
     PartitionFlow,
 };
 
-use membership::Membership;
+use membership::{HandedOut, Membership, Next};
 use session::{Ask, GroupSettings, Session};
 
 /// Says how to read as a member of a group; from [`ConsumerBuilder::group`].
@@ -200,8 +200,8 @@ pub struct GroupEvents {
     asks: mpsc::UnboundedSender<Ask>,
     member_id: String,
     is_explicit: bool,
-    /// The event that is done when the next one is asked for: partition, epoch, offset.
-    last: Option<(u32, u64, i64)>,
+    /// The event that is done when the next one is asked for.
+    last: Option<HandedOut>,
 }
 
 impl GroupEvents {
@@ -243,8 +243,8 @@ impl GroupEvents {
     }
 
     fn finish_last(&mut self) {
-        if let Some((partition, epoch, offset)) = self.last.take() {
-            self.membership.done(partition, epoch, offset);
+        if let Some(last) = self.last.take() {
+            self.membership.done(last);
         }
     }
 }
@@ -254,12 +254,11 @@ impl Stream for GroupEvents {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        this.finish_last();
-        if let Some(trouble) = this.membership.poll_trouble(context.waker()) {
-            return Poll::Ready(trouble.map(Err));
-        }
-        if !this.membership.has_room(context.waker()) {
-            return Poll::Pending;
+        match this.membership.next(this.last.take(), context.waker()) {
+            Next::Event => {}
+            Next::Trouble(trouble) => return Poll::Ready(Some(Err(trouble))),
+            Next::Later => return Poll::Pending,
+            Next::End => return Poll::Ready(None),
         }
         loop {
             let event = match Pin::new(&mut this.events).poll_next(context) {
@@ -278,14 +277,14 @@ impl Stream for GroupEvents {
             let Some(generation) = this.events.generation_at_hand() else { continue };
             let (partition, offset) = (event.partition, event.offset);
             // What was read of a partition that is somebody else's now is not given.
-            let Some(epoch) = this.membership.hand_out(partition, generation, offset) else {
+            let Some(it) = this.membership.hand_out(partition, generation, offset) else {
                 continue;
             };
             if !this.is_explicit {
-                this.last = Some((partition, epoch, offset));
+                this.last = Some(it);
             }
             let membership = Arc::clone(&this.membership);
-            let delivery = Delivery { event, epoch, membership, is_acked: false };
+            let delivery = Delivery { event, it, membership, is_acked: false };
             return Poll::Ready(Some(Ok(delivery)));
         }
     }
@@ -297,7 +296,7 @@ impl Stream for GroupEvents {
 #[derive(Debug)]
 pub struct Delivery {
     event: Event,
-    epoch: u64,
+    it: HandedOut,
     membership: Arc<Membership>,
     is_acked: bool,
 }
@@ -306,7 +305,7 @@ impl Delivery {
     /// The event is done.
     pub fn ack(mut self) {
         self.is_acked = true;
-        self.membership.done(self.event.partition, self.epoch, self.event.offset);
+        self.membership.done(self.it);
     }
 
     /// The event.
@@ -326,7 +325,7 @@ impl Deref for Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.is_acked {
-            self.membership.dropped(self.event.partition, self.epoch, self.event.offset);
+            self.membership.dropped(self.it);
         }
     }
 }

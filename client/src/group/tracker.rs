@@ -2,7 +2,7 @@
 //!
 //! Owns: the rule that progress never passes an event that is not done. Never: sockets, clocks, tasks.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 /// What became of an event that was handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,45 +20,51 @@ enum Fate {
 pub(super) struct Tracker {
     /// Behind the last event that was handed out.
     position: Option<i64>,
-    /// From the first event on that is not done.
-    fates: BTreeMap<i64, Fate>,
+    /// From the first event on that is not done, by offset.
+    fates: VecDeque<(i64, Fate)>,
     out: usize,
 }
 
 impl Tracker {
-    /// An event was handed out.
+    /// An event was handed out, which none before was behind.
     pub(super) fn handed_out(&mut self, offset: i64) {
+        debug_assert!(self.position <= Some(offset), "events of a partition come in order");
         self.position = Some(offset + 1);
-        self.fates.insert(offset, Fate::Out);
+        self.fates.push_back((offset, Fate::Out));
         self.out += 1;
     }
 
     /// An event is done. What was dropped can still be: a service may say so late.
     pub(super) fn done(&mut self, offset: i64) {
         self.set(offset, Fate::Done);
-        while self.fates.first_key_value().is_some_and(|(_, fate)| *fate == Fate::Done) {
-            self.fates.pop_first();
+        while self.fates.front().is_some_and(|(_, fate)| *fate == Fate::Done) {
+            self.fates.pop_front();
         }
     }
 
     /// An event was dropped without a word.
     pub(super) fn dropped(&mut self, offset: i64) {
-        if self.fates.get(&offset) == Some(&Fate::Out) {
+        if self.find(offset).is_some_and(|(_, fate)| *fate == Fate::Out) {
             self.set(offset, Fate::Dropped);
         }
     }
 
     fn set(&mut self, offset: i64, fate: Fate) {
-        if let Some(known) = self.fates.get_mut(&offset) {
-            self.out -= usize::from(*known == Fate::Out);
-            *known = fate;
+        if let Some((_, known)) = self.find(offset) {
+            let was_out = std::mem::replace(known, fate) == Fate::Out;
+            self.out -= usize::from(was_out);
         }
+    }
+
+    fn find(&mut self, offset: i64) -> Option<&mut (i64, Fate)> {
+        let place = self.fates.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
+        self.fates.get_mut(place)
     }
 
     /// Where reading would go on if it began anew now; `None` if nothing was handed out.
     pub(super) fn committable(&self) -> Option<i64> {
         let position = self.position?;
-        Some(self.fates.first_key_value().map_or(position, |(offset, _)| *offset))
+        Some(self.fates.front().map_or(position, |(offset, _)| *offset))
     }
 
     /// Behind the last event that was handed out.

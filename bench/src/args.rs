@@ -99,6 +99,12 @@ pub(crate) struct Load {
     /// Bytes a producer may have under way.
     #[arg(long, default_value_t = 32 << 20)]
     pub(crate) unacked_bytes: usize,
+    /// Take events one by one instead of batch by batch; for consume.
+    #[arg(long)]
+    pub(crate) each: bool,
+    /// Read as the only member of this group, which takes events one by one; for consume.
+    #[arg(long)]
+    pub(crate) group: Option<String>,
     /// Seed of the payloads.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

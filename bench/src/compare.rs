@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use futures::future::BoxFuture;
 
@@ -98,13 +98,6 @@ struct Workload {
     read: bool,
 }
 
-impl Workload {
-    /// Whether all that was published must still be there for this.
-    fn is_read(&self) -> bool {
-        self.read || self.rate.is_some()
-    }
-}
-
 const WORKLOADS: &[Workload] = &[
     publish("publish-1k-1p", 1024, 1, 1),
     publish("publish-1k-4p", 1024, 4, 1),
@@ -163,15 +156,25 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if args.keep {
         table.keep(read(&args.out)?, &workloads);
     }
+    let mut failed = 0;
     for round in 0..=args.rounds {
         for workload in &workloads {
             for place in 0..sides.len() {
                 // Another one begins each round, so that none has the same one before it always.
                 let side = &sides[(place + round as usize) % sides.len()];
                 quiet(&all).await;
-                if let Some(slot) = turn(side.as_ref(), workload, args, round).await? {
-                    eprintln!("round {round} {:<16} {:<28} {slot}", workload.name, side.name());
-                    table.add(slot, &args.note);
+                let begin = format!("round {round} {:<16} {:<28}", workload.name, side.name());
+                match turn(side.as_ref(), workload, args, round).await {
+                    Ok(Some(slot)) => {
+                        eprintln!("{begin} {slot}");
+                        table.add(slot, &args.note);
+                    }
+                    Ok(None) => {}
+                    // A server that has a bad moment does not cost what all others take half an hour for.
+                    Err(error) => {
+                        eprintln!("{begin} FAILED and is left out: {error:#}");
+                        failed += 1;
+                    }
                 }
             }
         }
@@ -181,6 +184,7 @@ pub(crate) async fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     }
     print!("{table}");
+    ensure!(failed == 0, "{failed} turns failed and were left out; what they said is above");
     Ok(())
 }
 

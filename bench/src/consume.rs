@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use highwater_client::{Client, FetchOptions, Start};
+use futures::StreamExt;
+use highwater_client::{Client, ConsumeError, Event, Events, FetchOptions, GroupEvents, Start};
 
 use crate::args::Load;
 use crate::env::Clock;
@@ -29,21 +30,69 @@ pub(crate) async fn run(client: &Client, load: &Load) -> anyhow::Result<Measured
     let duration = load.duration.map_or(Duration::MAX, Duration::from_secs);
     let mut measured = Measured::default();
     let clock = Clock::start();
-    let mut events = client.consumer(&load.topic).start(Start::Earliest).subscribe().await?;
+    let mut source = Source::open(client, load).await?;
     while !ends.is_empty() && measured.records < records_max && clock.now() < duration {
-        let next = tokio::time::timeout(PATIENCE, events.next_batch()).await;
-        let batch = next.context("nothing came for a while")?.context("the stream ended")??;
-        measured.records += batch.len() as u64;
-        for event in batch.events() {
-            measured.bytes += event.value.as_ref().map_or(0, |value| value.len() as u64);
-        }
-        let last = batch.events().last().map_or(-1, |event| event.offset);
-        if ends.get(&batch.partition()).is_some_and(|(_, end)| last + 1 >= *end) {
-            ends.remove(&batch.partition());
+        let next = tokio::time::timeout(PATIENCE, source.next()).await;
+        let read = next.context("nothing came for a while")?.context("the stream ended")??;
+        measured.records += read.records;
+        measured.bytes += read.bytes;
+        if ends.get(&read.partition).is_some_and(|(_, end)| read.last + 1 >= *end) {
+            ends.remove(&read.partition);
         }
     }
     measured.seconds = clock.now().as_secs_f64();
     Ok(measured)
+}
+
+/// What came at once, of one partition.
+struct Read {
+    partition: u32,
+    records: u64,
+    bytes: u64,
+    /// Offset of the last one.
+    last: i64,
+}
+
+impl Read {
+    fn one(event: &Event) -> Self {
+        let bytes = value_bytes(event);
+        Self { partition: event.partition, records: 1, bytes, last: event.offset }
+    }
+}
+
+fn value_bytes(event: &Event) -> u64 {
+    event.value.as_ref().map_or(0, |value| value.len() as u64)
+}
+
+/// The ways to read.
+enum Source {
+    Batches(Events),
+    Each(Events),
+    Group(GroupEvents),
+}
+
+impl Source {
+    async fn open(client: &Client, load: &Load) -> Result<Self, ConsumeError> {
+        let consumer = client.consumer(&load.topic).start(Start::Earliest);
+        Ok(match &load.group {
+            Some(group) => Self::Group(consumer.group(group).subscribe().await?),
+            None if load.each => Self::Each(consumer.subscribe().await?),
+            None => Self::Batches(consumer.subscribe().await?),
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<Read, ConsumeError>> {
+        Some(match self {
+            Self::Batches(events) => events.next_batch().await?.map(|batch| Read {
+                partition: batch.partition(),
+                records: batch.len() as u64,
+                bytes: batch.events().iter().map(value_bytes).sum(),
+                last: batch.events().last().map_or(-1, |event| event.offset),
+            }),
+            Self::Each(events) => events.next().await?.map(|event| Read::one(&event)),
+            Self::Group(events) => events.next().await?.map(|event| Read::one(&event)),
+        })
+    }
 }
 
 /// First readable and first not readable offset of every partition.

@@ -16,8 +16,8 @@ use crate::args::{Load, Output};
 use crate::report::Measured;
 use crate::{consume, end_to_end, produce};
 
-/// A topic that is only written to keeps so many segments and uses the files of what it drops again, as one does that has run for
-/// a while.
+/// A topic that need not keep everything keeps so many segments and uses the files of what it drops again, as one does that has run
+/// for a while.
 const KEPT_SEGMENTS: u64 = 4;
 /// Of one partition; many have smaller ones. The segment that a partition writes to is reserved ahead, by the MiB, so that a
 /// thousand with the usual ones would fill a disk with reserved space.
@@ -75,10 +75,23 @@ impl Highwater {
             linger_ms: 0,
             batch_bytes: 1 << 20,
             unacked_bytes: 32 << 20,
+            each: false,
+            group: None,
             seed: 1,
             broker_pids: Vec::new(),
             output: Output::Json,
         }
+    }
+
+    /// Publishes so much that files are used again from then on: a schedule would take minutes to come to that.
+    async fn fill(&self, workload: &Workload, topic: &str, bytes: u64) -> anyhow::Result<()> {
+        let load = Load {
+            records: Some(bytes / u64::from(workload.record_bytes)),
+            duration: None,
+            rate: None,
+            ..self.load(workload, Duration::ZERO, topic)
+        };
+        produce::run(&self.client, &load).await.map(drop)
     }
 
     async fn measure(
@@ -119,7 +132,7 @@ impl Side for Highwater {
     ) -> BoxFuture<'a, anyhow::Result<Option<Measured>>> {
         async move {
             let admin = self.client.admin();
-            if !workload.is_read() {
+            if !workload.read {
                 let topic = format!("{}.{}", self.acks, workload.name);
                 let segment_bytes = (ACTIVE_BYTES / u64::from(workload.partitions))
                     .clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
@@ -127,12 +140,16 @@ impl Side for Highwater {
                     .partitions(workload.partitions)
                     .config("segment.bytes", segment_bytes.to_string())
                     .config("retention.bytes", (KEPT_SEGMENTS * segment_bytes).to_string());
-                match admin.create_topic(new).await {
-                    Err(error) if error.reason() != reason::TOPIC_EXISTS => {
-                        return Err(error).context("cannot create the topic");
-                    }
-                    _ => return self.measure(workload, time, &topic).await.map(Some),
+                let is_new = match admin.create_topic(new).await {
+                    Ok(_) => true,
+                    Err(error) if error.reason() == reason::TOPIC_EXISTS => false,
+                    Err(error) => return Err(error).context("cannot create the topic"),
+                };
+                let measured = self.measure(workload, time, &topic).await?;
+                if is_new && workload.rate.is_some() {
+                    self.fill(workload, &topic, (KEPT_SEGMENTS + 1) * segment_bytes).await?;
                 }
+                return Ok(Some(measured));
             }
             let number = self.topics.fetch_add(1, Ordering::Relaxed);
             let topic = format!("{}.{}.{number}", self.acks, workload.name);

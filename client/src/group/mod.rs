@@ -284,7 +284,9 @@ impl Stream for GroupEvents {
                 this.last = Some(it);
             }
             let membership = Arc::clone(&this.membership);
-            let delivery = Delivery { event, it, membership, is_acked: false };
+            // Asking for the next one will say that it is done: whoever keeps what was in it may still be at work.
+            let is_told_of = !this.is_explicit;
+            let delivery = Delivery { event, it, membership, is_told_of };
             return Poll::Ready(Some(Ok(delivery)));
         }
     }
@@ -298,13 +300,14 @@ pub struct Delivery {
     event: Event,
     it: HandedOut,
     membership: Arc<Membership>,
-    is_acked: bool,
+    /// Whether the membership knows, or will be told by others, what becomes of it.
+    is_told_of: bool,
 }
 
 impl Delivery {
     /// The event is done.
     pub fn ack(mut self) {
-        self.is_acked = true;
+        self.is_told_of = true;
         self.membership.done(self.it);
     }
 
@@ -324,7 +327,7 @@ impl Deref for Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if !self.is_acked {
+        if !self.is_told_of {
             self.membership.dropped(self.it);
         }
     }

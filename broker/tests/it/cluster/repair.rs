@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use highwater_client::NewTopic;
 use highwater_proto::v1;
@@ -78,6 +79,62 @@ async fn rot_found_at_the_start_is_mended_and_nothing_is_lost() {
         health.get_health(v1::GetHealthRequest {}).await.unwrap().into_inner().healthy
     })
     .await;
+    nodes.stop_all().await;
+}
+
+/// How long nobody must lead: several election timeouts.
+const LEADERLESS: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_replica_does_not_lead_though_its_log_is_the_longest() {
+    let mut nodes = Nodes::start(|_| {}).await;
+    let group = create_in_small_segments(&nodes, 3).await;
+    let leader = nodes.leader(group).await;
+    let (victim, behind) = ((leader + 1) % 3, (leader + 2) % 3);
+    publish(&nodes, leader, 6).await;
+    until("all being level", || async {
+        [victim, behind].iter().all(|place| nodes.status(*place, group).high_watermark == 6)
+    })
+    .await;
+    nodes.stop(behind).await;
+    publish(&nodes, leader, 6).await;
+    until("the victim being level", || async { nodes.status(victim, group).high_watermark == 12 })
+        .await;
+    let before = nodes.fetch_all(leader, "orders").await;
+    nodes.stop(victim).await;
+    nodes.stop(leader).await;
+    // What the one that is behind never had, so that nobody who is there can mend it.
+    let dir = nodes.group_dir(victim, group);
+    let files = segments(&dir);
+    let rotten = &files[files.len() - 2];
+    rot(rotten, 128 + 200_000);
+    std::fs::remove_file(rotten.with_extension("index")).unwrap();
+    nodes.run(victim).await;
+    nodes.run(behind).await;
+    until("the one that is behind being there", || async {
+        nodes.broker(behind).node().replica(group).is_some()
+    })
+    .await;
+    // By its log it would win: there is nothing to wait for but that it does not.
+    for _ in 0..30 {
+        for place in [victim, behind] {
+            let replica = nodes.broker(place).node().replica(group);
+            assert!(replica.is_none_or(|replica| !replica.is_leader()), "node {place} leads");
+        }
+        tokio::time::sleep(LEADERLESS / 30).await;
+    }
+    assert!(nodes.broker(victim).node().replica(group).is_none(), "it is out of service");
+    nodes.run(leader).await;
+    nodes.all_ready().await;
+    let found = nodes.leader(group).await;
+    assert_eq!(nodes.fetch_all(found, "orders").await, before);
+    until("the repair", || async {
+        let back = nodes.broker(victim).node().replica(group);
+        was_repaired(&dir) && back.is_some_and(|replica| replica.status().high_watermark == 12)
+    })
+    .await;
+    nodes.transfer("orders", 0, victim).await;
+    assert_eq!(nodes.fetch_all(victim, "orders").await, before);
     nodes.stop_all().await;
 }
 

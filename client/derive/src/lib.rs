@@ -142,3 +142,42 @@ fn key_of(input: &DeriveInput, key: &LitStr) -> Result<TokenStream> {
         ::core::option::Option::Some(::std::string::ToString::to_string(&self.#member).into())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a struct with this attribute; a test of the compiler's own output would compile all of this workspace again.
+    fn said_of(attribute: &str) -> String {
+        let text = format!("{attribute} struct Placed {{ order_id: String, amount: u64 }}");
+        expand(&syn::parse_str(&text).unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_would_be_right() {
+        let cases = [
+            ("", "an event needs a name: #[event(name = \"order.placed\", key = \"order_id\")]"),
+            (
+                r#"#[event(name = "Order Placed")]"#,
+                "a name is words of a-z, 0-9, - and _ with dots between them: \"order.placed\"",
+            ),
+            (r#"#[event(name = "order.placed", version = 0)]"#, "a version is a number from 1 on"),
+            (
+                r#"#[event(name = "order.placed", format = "avro")]"#,
+                "there are \"json\" and \"protobuf\"",
+            ),
+            (
+                r#"#[event(name = "order.placed", key = "id")]"#,
+                "no field 'id': there are order_id, amount",
+            ),
+            (r#"#[event(name = "order.placed", name = "order.paid")]"#, "said twice"),
+            (
+                r#"#[event(name = "order.placed", topic = "orders")]"#,
+                "unknown option: there are name, version, key and format",
+            ),
+        ];
+        for (attribute, expected) in cases {
+            assert_eq!(said_of(attribute), expected, "{attribute}");
+        }
+    }
+}

@@ -23,6 +23,24 @@
 //! # Ok(()) }
 //! ```
 //!
+//! A key has to have a text, and the format must be able to write the type. Neither of these compiles:
+//!
+//! ```compile_fail
+//! # use highwater_client::event::Event;
+//! #[derive(serde::Serialize, serde::Deserialize, Event)]
+//! #[event(name = "order.placed", key = "lines")]
+//! struct OrderPlaced {
+//!     lines: Vec<u8>,
+//! }
+//! ```
+//!
+//! ```compile_fail
+//! # use highwater_client::event::Event;
+//! #[derive(Event)]
+//! #[event(name = "order.placed")]
+//! struct OrderPlaced;
+//! ```
+//!
 //! [`Producer::publish`](crate::Producer::publish) does the same and sends it, with an id drawn and the time taken;
 //! [`crate::Event::decode`] is the way back.
 //!

@@ -1,7 +1,0 @@
-//! An event without a name.
-use highwater_client::event::Event;
-
-#[derive(Event)]
-struct Placed;
-
-fn main() {}

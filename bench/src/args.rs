@@ -102,7 +102,7 @@ pub(crate) struct Load {
     /// Take events one by one instead of batch by batch; for consume.
     #[arg(long)]
     pub(crate) each: bool,
-    /// Read as the only member of this group, which takes events one by one; for consume.
+    /// Read as the only member of this group; for consume.
     #[arg(long)]
     pub(crate) group: Option<String>,
     /// Seed of the payloads.

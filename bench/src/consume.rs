@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::StreamExt;
-use highwater_client::{Client, ConsumeError, Event, Events, FetchOptions, GroupEvents, Start};
+use highwater_client::{
+    Client, ConsumeError, Event, EventBatch, Events, FetchOptions, GroupEvents, Start,
+};
 
 use crate::args::Load;
 use crate::env::Clock;
@@ -54,6 +56,15 @@ struct Read {
 }
 
 impl Read {
+    fn many(batch: &EventBatch) -> Self {
+        Self {
+            partition: batch.partition(),
+            records: batch.len() as u64,
+            bytes: batch.events().iter().map(value_bytes).sum(),
+            last: batch.events().last().map_or(-1, |event| event.offset),
+        }
+    }
+
     fn one(event: &Event) -> Self {
         let bytes = value_bytes(event);
         Self { partition: event.partition, records: 1, bytes, last: event.offset }
@@ -68,29 +79,29 @@ fn value_bytes(event: &Event) -> u64 {
 enum Source {
     Batches(Events),
     Each(Events),
-    Group(GroupEvents),
+    GroupBatches(GroupEvents),
+    GroupEach(GroupEvents),
 }
 
 impl Source {
     async fn open(client: &Client, load: &Load) -> Result<Self, ConsumeError> {
         let consumer = client.consumer(&load.topic).start(Start::Earliest);
-        Ok(match &load.group {
-            Some(group) => Self::Group(consumer.group(group).subscribe().await?),
-            None if load.each => Self::Each(consumer.subscribe().await?),
-            None => Self::Batches(consumer.subscribe().await?),
+        Ok(match (&load.group, load.each) {
+            (Some(group), true) => Self::GroupEach(consumer.group(group).subscribe().await?),
+            (Some(group), false) => Self::GroupBatches(consumer.group(group).subscribe().await?),
+            (None, true) => Self::Each(consumer.subscribe().await?),
+            (None, false) => Self::Batches(consumer.subscribe().await?),
         })
     }
 
     async fn next(&mut self) -> Option<Result<Read, ConsumeError>> {
         Some(match self {
-            Self::Batches(events) => events.next_batch().await?.map(|batch| Read {
-                partition: batch.partition(),
-                records: batch.len() as u64,
-                bytes: batch.events().iter().map(value_bytes).sum(),
-                last: batch.events().last().map_or(-1, |event| event.offset),
-            }),
+            Self::Batches(events) => events.next_batch().await?.map(|batch| Read::many(&batch)),
             Self::Each(events) => events.next().await?.map(|event| Read::one(&event)),
-            Self::Group(events) => events.next().await?.map(|event| Read::one(&event)),
+            Self::GroupBatches(events) => {
+                events.next_batch().await?.map(|batch| Read::many(&batch))
+            }
+            Self::GroupEach(events) => events.next().await?.map(|event| Read::one(&event)),
         })
     }
 }

@@ -101,7 +101,7 @@ impl Events {
         std::future::poll_fn(|context| self.poll_next_batch(context)).await
     }
 
-    fn poll_next_batch(
+    pub(crate) fn poll_next_batch(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<EventBatch, ConsumeError>>> {
@@ -117,7 +117,7 @@ impl Events {
                     Poll::Pending => return Poll::Pending,
                 }
             };
-            let partition = current.partition;
+            let (partition, generation) = (current.partition, current.generation);
             let encoded_bytes = usize::try_from(current.held.bytes).unwrap_or(usize::MAX);
             let mut events = Vec::new();
             while let Some(next) = self.next_of_current() {
@@ -127,7 +127,12 @@ impl Events {
                 }
             }
             if !events.is_empty() {
-                return Poll::Ready(Some(Ok(EventBatch { partition, events, encoded_bytes })));
+                return Poll::Ready(Some(Ok(EventBatch {
+                    partition,
+                    generation,
+                    events,
+                    encoded_bytes,
+                })));
             }
         }
     }
@@ -310,6 +315,7 @@ fn event_of(topic: &Arc<str>, partition: u32, record: RecordView) -> Event {
 #[derive(Debug)]
 pub struct EventBatch {
     partition: u32,
+    generation: u64,
     events: Vec<Event>,
     encoded_bytes: usize,
 }
@@ -318,6 +324,11 @@ impl EventBatch {
     /// The partition.
     pub fn partition(&self) -> u32 {
         self.partition
+    }
+
+    /// How many seeks the partition had seen when this was asked for.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Number of events.

@@ -81,7 +81,7 @@ impl State {
     /// An event is done; true if the session has to be told.
     fn done(&mut self, it: HandedOut) -> bool {
         self.progress += 1;
-        let is_free = self.track(it, |tracker| tracker.done(it.offset));
+        let is_free = self.track(it, |tracker| tracker.done(it.first));
         is_free | self.is_first_news()
     }
 
@@ -143,12 +143,24 @@ pub(super) enum Next {
     End,
 }
 
-/// An event that was handed out.
+/// Events of one partition that arrived together, or one of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived {
+    pub(super) partition: u32,
+    /// Of the reading of the partition that they came by.
+    pub(super) generation: u64,
+    /// Offsets.
+    pub(super) first: i64,
+    pub(super) last: i64,
+    pub(super) events: usize,
+}
+
+/// What was handed out together: an event or a batch, by the offset of the first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HandedOut {
     pub(super) partition: u32,
     pub(super) epoch: u64,
-    pub(super) offset: i64,
+    pub(super) first: i64,
 }
 
 /// A commit to be sent.
@@ -263,20 +275,16 @@ impl Membership {
         next
     }
 
-    /// An event is to be handed out, if it may be.
-    pub(super) fn hand_out(
-        &self,
-        partition: u32,
-        generation: u64,
-        offset: i64,
-    ) -> Option<HandedOut> {
+    /// Hands out what arrived, if it may be.
+    pub(super) fn hand_out(&self, arrived: Arrived) -> Option<HandedOut> {
+        let Arrived { partition, generation, first, last, events } = arrived;
         let mut state = self.state.lock();
         let held = state.held.get_mut(&partition)?;
         if !held.is_open || held.generation != generation {
             return None;
         }
-        let it = HandedOut { partition, epoch: held.epoch, offset };
-        state.track(it, |tracker| tracker.handed_out(offset));
+        let it = HandedOut { partition, epoch: held.epoch, first };
+        state.track(it, |tracker| tracker.handed_out(first, last, events));
         state.progress += 1;
         Some(it)
     }
@@ -296,7 +304,7 @@ impl Membership {
     /// An event was dropped without a word.
     pub(super) fn dropped(&self, it: HandedOut) {
         let mut state = self.state.lock();
-        let is_free = state.track(it, |tracker| tracker.dropped(it.offset));
+        let is_free = state.track(it, |tracker| tracker.dropped(it.first));
         let is_news = is_free | state.is_first_news();
         drop(state);
         self.tell_session(is_news);
@@ -496,6 +504,11 @@ mod tests {
         assert_eq!(membership.partitions(), [0], "given anew");
     }
 
+    fn hand_out(membership: &Membership, offset: i64) -> Option<HandedOut> {
+        let (partition, generation, first, last) = (0, 1, offset, offset);
+        membership.hand_out(Arrived { partition, generation, first, last, events: 1 })
+    }
+
     fn has_room(membership: &Membership, waker: &Waker) -> bool {
         match membership.next(None, waker) {
             Next::Event => true,
@@ -508,11 +521,11 @@ mod tests {
     fn no_more_is_handed_out_than_may_be_undone() {
         let membership = membership();
         let (waker, woken) = counting_waker();
-        let of = |offset| HandedOut { partition: 0, epoch: 1, offset };
+        let of = |first| HandedOut { partition: 0, epoch: 1, first };
         membership.assigned(&[assigned(1, false)]);
         for offset in 0..3 {
             assert!(has_room(&membership, &waker));
-            assert!(membership.hand_out(0, 1, offset).is_some());
+            assert!(hand_out(&membership, offset).is_some());
         }
         assert!(!has_room(&membership, &waker));
         membership.done(of(1));
@@ -522,7 +535,7 @@ mod tests {
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(has_room(&membership, &waker));
         for offset in 3..5 {
-            assert!(membership.hand_out(0, 1, offset).is_some());
+            assert!(hand_out(&membership, offset).is_some());
         }
         assert!(!has_room(&membership, &waker));
         membership.lost();
@@ -542,18 +555,18 @@ mod tests {
         let (waker, _) = counting_waker();
         membership.assigned(&[assigned(1, false)]);
         assert!(is_told(&membership), "what it owns changed");
-        let first = membership.hand_out(0, 1, 0);
+        let first = hand_out(&membership, 0);
         let next = |done| _ = membership.next(done, &waker);
         next(first);
         assert!(is_told(&membership), "there is something to commit");
-        let second = membership.hand_out(0, 1, 1);
+        let second = hand_out(&membership, 1);
         next(second);
         assert!(!is_told(&membership), "it will look anyway");
         assert_eq!(membership.take_commit().first().map(|it| it.offset), Some(2));
-        let third = membership.hand_out(0, 1, 2);
+        let third = hand_out(&membership, 2);
         next(third);
         assert!(is_told(&membership), "it has looked since");
-        let last = membership.hand_out(0, 1, 3);
+        let last = hand_out(&membership, 3);
         membership.assigned(&[assigned(1, true)]);
         assert!(is_told(&membership));
         membership.done(last.unwrap());

@@ -19,7 +19,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Code;
 
-use crate::consumer::{ConsumerBuilder, Events};
+use crate::consumer::{ConsumerBuilder, EventBatch, Events};
 use crate::error::{ConsumeError, Refusal, reason};
 use crate::record::Event;
 use crate::types::Start;
@@ -29,7 +29,7 @@ pub use types::{
     PartitionFlow,
 };
 
-use membership::{HandedOut, Membership, Next};
+use membership::{Arrived, HandedOut, Membership, Next};
 use session::{Ask, GroupSettings, Session};
 
 /// Says how to read as a member of a group; from [`ConsumerBuilder::group`].
@@ -200,7 +200,7 @@ pub struct GroupEvents {
     asks: mpsc::UnboundedSender<Ask>,
     member_id: String,
     is_explicit: bool,
-    /// The event that is done when the next one is asked for.
+    /// The event or batch that is done when the next one is asked for.
     last: Option<HandedOut>,
 }
 
@@ -218,6 +218,74 @@ impl GroupEvents {
     /// Puts off the moment at which this member counts as stuck to `time` from now, unless it is later already.
     pub fn extend(&self, time: Duration) {
         self.membership.extend(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+    }
+
+    /// The next whole batch, for speed: all events of one partition that arrived together and were not yet taken one by one. `None` as
+    /// for single events. A batch has no acknowledgement of its own: with [`GroupConsumerBuilder::explicit_acks`], too, all of
+    /// it is done when the next batch or event is asked for, and not before.
+    pub async fn next_batch(&mut self) -> Option<Result<EventBatch, ConsumeError>> {
+        std::future::poll_fn(|context| self.poll_next_batch(context)).await
+    }
+
+    fn poll_next_batch(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<EventBatch, ConsumeError>>> {
+        let given = self.poll_given(context, |events, context| {
+            let batch = match events.poll_next_batch(context) {
+                Poll::Ready(Some(Ok(batch))) => batch,
+                other => return other.map_ok(|batch| (batch, None)),
+            };
+            let of_events = |(first, last): (&Event, &Event)| Arrived {
+                partition: batch.partition(),
+                generation: batch.generation(),
+                first: first.offset,
+                last: last.offset,
+                events: batch.len(),
+            };
+            let arrived = batch.events().first().zip(batch.events().last()).map(of_events);
+            Poll::Ready(Some(Ok((batch, arrived))))
+        });
+        given.map_ok(|(batch, it)| {
+            self.last = Some(it);
+            batch
+        })
+    }
+
+    /// What arrives next and may be handed out. `poll` takes it from the reading and says what it is.
+    fn poll_given<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        poll: impl Fn(
+            &mut Events,
+            &mut Context<'_>,
+        ) -> Poll<Option<Result<(T, Option<Arrived>), ConsumeError>>>,
+    ) -> Poll<Option<Result<(T, HandedOut), ConsumeError>>> {
+        match self.membership.next(self.last.take(), context.waker()) {
+            Next::Event => {}
+            Next::Trouble(trouble) => return Poll::Ready(Some(Err(trouble))),
+            Next::Later => return Poll::Pending,
+            Next::End => return Poll::Ready(None),
+        }
+        loop {
+            let (given, arrived) = match poll(&mut self.events, context) {
+                Poll::Ready(Some(Ok(it))) => it,
+                Poll::Ready(Some(Err(error))) => {
+                    if let ConsumeError::PartitionEnded { partition, refusal, .. } = &error
+                        && refusal.reason() == reason::OFFSET_OUT_OF_RANGE
+                    {
+                        self.membership.begin_anew(*partition);
+                    }
+                    return Poll::Ready(Some(Err(error)));
+                }
+                // No partition at the moment: the next one brings the first event.
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            };
+            // What was read of a partition that is somebody else's now is not given.
+            if let Some(it) = arrived.and_then(|arrived| self.membership.hand_out(arrived)) {
+                return Poll::Ready(Some(Ok((given, it))));
+            }
+        }
     }
 
     /// Commits what is done, and waits until that is stored.
@@ -254,41 +322,30 @@ impl Stream for GroupEvents {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        match this.membership.next(this.last.take(), context.waker()) {
-            Next::Event => {}
-            Next::Trouble(trouble) => return Poll::Ready(Some(Err(trouble))),
-            Next::Later => return Poll::Pending,
-            Next::End => return Poll::Ready(None),
-        }
-        loop {
-            let event = match Pin::new(&mut this.events).poll_next(context) {
+        let given = this.poll_given(context, |events, context| {
+            let event = match Pin::new(&mut *events).poll_next(context) {
                 Poll::Ready(Some(Ok(event))) => event,
-                Poll::Ready(Some(Err(error))) => {
-                    if let ConsumeError::PartitionEnded { partition, refusal, .. } = &error
-                        && refusal.reason() == reason::OFFSET_OUT_OF_RANGE
-                    {
-                        this.membership.begin_anew(*partition);
-                    }
-                    return Poll::Ready(Some(Err(error)));
-                }
-                // No partition at the moment: the next one brings the first event.
-                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+                other => return other.map_ok(|event| (event, None)),
             };
-            let Some(generation) = this.events.generation_at_hand() else { continue };
             let (partition, offset) = (event.partition, event.offset);
-            // What was read of a partition that is somebody else's now is not given.
-            let Some(it) = this.membership.hand_out(partition, generation, offset) else {
-                continue;
-            };
+            let arrived = events.generation_at_hand().map(|generation| Arrived {
+                partition,
+                generation,
+                first: offset,
+                last: offset,
+                events: 1,
+            });
+            Poll::Ready(Some(Ok((event, arrived))))
+        });
+        given.map_ok(|(event, it)| {
             if !this.is_explicit {
                 this.last = Some(it);
             }
             let membership = Arc::clone(&this.membership);
             // Asking for the next one will say that it is done: whoever keeps what was in it may still be at work.
             let is_told_of = !this.is_explicit;
-            let delivery = Delivery { event, it, membership, is_told_of };
-            return Poll::Ready(Some(Ok(delivery)));
-        }
+            Delivery { event, it, membership, is_told_of }
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use highwater_client::{Client, Delivery, GroupConsumerBuilder, GroupEvents, Start};
+use highwater_client::{Client, Delivery, Event, GroupConsumerBuilder, GroupEvents, Start};
 
 use super::{Cluster, TOPIC, create, publish_until};
 use crate::fake::soon;
@@ -34,7 +34,11 @@ async fn next(events: &mut GroupEvents) -> Delivery {
     soon(events.next()).await.unwrap().unwrap()
 }
 
-fn number(event: &Delivery) -> u32 {
+fn number(delivery: &Delivery) -> u32 {
+    number_of(delivery.event())
+}
+
+fn number_of(event: &Event) -> u32 {
     event.value_str().unwrap().parse().unwrap()
 }
 
@@ -92,6 +96,29 @@ async fn a_group_goes_on_where_it_was_and_another_one_begins_at_the_start() {
     assert_eq!(take(&mut other, 66).await, (0..66).collect());
     let mut late = join(client.consumer(TOPIC).group("late").start(Start::Latest)).await;
     assert_eq!(drain(&mut late).await, BTreeSet::new());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_done_when_the_next_is_asked_for_and_not_before() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client().await;
+    create(&client, PARTITIONS).await;
+    publish(&client, 0..60).await;
+    let mut events = join(member(&client)).await;
+    let mut done = take(&mut events, 1).await;
+    let mut last = BTreeSet::new();
+    while done.len() + last.len() < 60 {
+        done.append(&mut last);
+        let batch = soon(events.next_batch()).await.unwrap().unwrap();
+        last = batch.events().iter().map(number_of).collect();
+        assert!(last.is_disjoint(&done), "{last:?} came twice");
+    }
+    // It commits and leaves, and nobody asked for more than the last batch.
+    drop(events);
+    let mut again = join(member(&client)).await;
+    assert_eq!(take(&mut again, last.len()).await, last);
+    assert_eq!(drain(&mut again).await, BTreeSet::new());
     cluster.stop().await;
 }
 

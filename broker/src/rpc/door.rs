@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use super::screen::Screen;
+use super::screen::{Call, Screen};
 use super::status::{self, CallError};
 use crate::cluster::peer::PeerCalls;
 use crate::cluster::topic_config::TopicConfig;
@@ -41,7 +41,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: Config,
     pub(crate) groups: Groups,
-    pub(super) screen: Option<Screen>,
+    screen: Option<Screen>,
     next_partition: AtomicU32,
 }
 
@@ -105,6 +105,11 @@ impl Door {
         view.nodes.get(&node).map(|node| node.internal_address.clone()).ok_or_else(|| {
             BrokerError::NotReady { why: format!("node {node} is not known here yet") }
         })
+    }
+
+    /// Refuses what is to be refused; outside of tests nothing is.
+    pub(super) fn check(&self, call: Call, topic: &str) -> Result<(), BrokerError> {
+        self.screen.as_ref().map_or(Ok(()), |screen| screen(call, topic))
     }
 
     /// The status of a failed call.

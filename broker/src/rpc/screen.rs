@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use super::door::Door;
 use crate::error::BrokerError;
 
 /// What a client wants of a partition.
@@ -18,10 +17,3 @@ pub enum Call {
 
 /// Asked before a call on a topic, by its name, is carried out; an error is what the client gets instead.
 pub type Screen = Arc<dyn Fn(Call, &str) -> Result<(), BrokerError> + Send + Sync>;
-
-impl Door {
-    /// Refuses what is to be refused; outside of tests nothing is.
-    pub(super) fn check(&self, call: Call, topic: &str) -> Result<(), BrokerError> {
-        self.screen.as_ref().map_or(Ok(()), |screen| screen(call, topic))
-    }
-}

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use highwater_client::{Acks, Client, ClientBuilder, Compression, NewTopic, reason};
@@ -91,7 +91,9 @@ impl Highwater {
             rate: None,
             ..self.load(workload, Duration::ZERO, topic)
         };
-        produce::run(&self.client, &load).await.map(drop)
+        let filled = produce::run(&self.client, &load).await?;
+        ensure!(filled.errors == 0, "filling '{topic}' failed: {}", filled.first_error);
+        Ok(())
     }
 
     async fn measure(

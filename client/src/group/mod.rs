@@ -232,19 +232,17 @@ impl GroupEvents {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<EventBatch, ConsumeError>>> {
         let given = self.poll_given(context, |events, context| {
-            let batch = match events.poll_next_batch(context) {
-                Poll::Ready(Some(Ok(batch))) => batch,
-                other => return other.map_ok(|batch| (batch, None)),
-            };
-            let of_events = |(first, last): (&Event, &Event)| Arrived {
-                partition: batch.partition(),
-                generation: batch.generation(),
-                first: first.offset,
-                last: last.offset,
-                events: batch.len(),
-            };
-            let arrived = batch.events().first().zip(batch.events().last()).map(of_events);
-            Poll::Ready(Some(Ok((batch, arrived))))
+            events.poll_next_batch(context).map_ok(|batch| {
+                let ends = batch.events().first().zip(batch.events().last());
+                let arrived = ends.map(|(first, last)| Arrived {
+                    partition: batch.partition(),
+                    generation: batch.generation(),
+                    first: first.offset,
+                    last: last.offset,
+                    events: batch.len(),
+                });
+                (batch, arrived)
+            })
         });
         given.map_ok(|(batch, it)| {
             self.last = Some(it);
@@ -302,17 +300,13 @@ impl GroupEvents {
 
     /// Commits what is done, the last event included, and leaves the group.
     pub async fn close(mut self) {
-        self.finish_last();
+        if let Some(last) = self.last.take() {
+            self.membership.done(last);
+        }
         let (answer, done) = oneshot::channel();
         if self.asks.send(Ask::Close(answer)).is_ok() {
             // The session may have ended by itself.
             _ = done.await;
-        }
-    }
-
-    fn finish_last(&mut self) {
-        if let Some(last) = self.last.take() {
-            self.membership.done(last);
         }
     }
 }
@@ -323,19 +317,16 @@ impl Stream for GroupEvents {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         let given = this.poll_given(context, |events, context| {
-            let event = match Pin::new(&mut *events).poll_next(context) {
-                Poll::Ready(Some(Ok(event))) => event,
-                other => return other.map_ok(|event| (event, None)),
-            };
-            let (partition, offset) = (event.partition, event.offset);
-            let arrived = events.generation_at_hand().map(|generation| Arrived {
-                partition,
-                generation,
-                first: offset,
-                last: offset,
-                events: 1,
-            });
-            Poll::Ready(Some(Ok((event, arrived))))
+            Pin::new(&mut *events).poll_next(context).map_ok(|event| {
+                let arrived = events.generation_at_hand().map(|generation| Arrived {
+                    partition: event.partition,
+                    generation,
+                    first: event.offset,
+                    last: event.offset,
+                    events: 1,
+                });
+                (event, arrived)
+            })
         });
         given.map_ok(|(event, it)| {
             if !this.is_explicit {

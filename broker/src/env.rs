@@ -61,6 +61,11 @@ impl Tasks {
         Self { runtime, tracker: TaskTracker::new() }
     }
 
+    /// Threads that run tasks.
+    pub fn threads(&self) -> usize {
+        self.runtime.metrics().num_workers()
+    }
+
     /// Starts a task.
     pub fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
     where

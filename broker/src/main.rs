@@ -81,7 +81,10 @@ fn run(config: Config) -> ExitCode {
     if let Err(error) = highwater_storage::exit_on_read_fault() {
         tracing::warn!(%error, "a failed read of a log will end this process without a word");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One more than there are cores, for one may be waiting for the disk.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(cores.max(2) + 1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(EXIT_FAULT, &format!("cannot start the runtime: {error}")),
     };

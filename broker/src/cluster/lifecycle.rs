@@ -34,6 +34,8 @@ use crate::replica::{
     Engine, EngineConfig, NewReplica, Outbox, PartitionSettings, Pull, ReplicaError,
 };
 
+/// Threads that drive replicas.
+const WORKERS: usize = 1;
 /// Pause between two rounds of founding.
 const FOUNDING_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after which own leaderships are told again, in case a message was lost.
@@ -605,7 +607,8 @@ fn engine_config(
         spare_bytes: config.spare_bytes,
         compaction_map_bytes: config.compaction_map_bytes,
         pulls,
-        workers: 1,
+        workers: WORKERS,
+        may_wait: deps.tasks.threads() >= WORKERS + 2,
         seed: deps.seed,
         disk: Arc::clone(&deps.disk),
         reserve: Arc::clone(reserve),

@@ -24,10 +24,10 @@ use super::compactor::{self, CompactorConfig};
 use super::convert;
 use super::core::{Alarm, Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
 use super::handle::{PartitionHandle, Shared};
-use super::inbox::{Inbox, Input};
+use super::inbox::{Inbox, Input, Stay};
 use super::pulses::{Pulses, Watch};
 use super::scrubber;
-use super::syncer::{SyncQueue, Syncer};
+use super::syncer::Syncer;
 use super::worker::{Replica, Worker};
 use crate::env::{self, Clock};
 use crate::metrics::Metrics;
@@ -114,6 +114,8 @@ pub struct EngineConfig {
     pub pulls: mpsc::UnboundedSender<Pull>,
     /// Worker threads.
     pub workers: usize,
+    /// So many threads of the runtime as there are workers may wait for a disk that is quick, at a time.
+    pub may_wait: bool,
     /// Seeds election timeouts.
     pub seed: u64,
     /// The disk.
@@ -196,7 +198,7 @@ struct WorkerThread {
     inbox: Arc<Inbox>,
     /// How often it has ticked.
     ticks: Arc<AtomicU64>,
-    sync_queue: Arc<SyncQueue>,
+    syncer: Arc<Syncer>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
@@ -532,7 +534,7 @@ impl Engine {
             if inputs.is_empty() {
                 continue;
             }
-            let dropped = worker.inbox.push_messages(inputs);
+            let dropped = worker.inbox.push_messages(inputs, Stay::ForTheDisk);
             self.inner.config.metrics.raft_messages_dropped(dropped as u64);
         }
     }
@@ -570,7 +572,7 @@ impl Engine {
                     tracing::error!("a thread of the engine panicked");
                 }
                 if n == 0 {
-                    worker.sync_queue.stop();
+                    worker.syncer.stop();
                 }
             }
         }
@@ -618,11 +620,17 @@ fn start_worker(
     number: usize,
 ) -> Result<WorkerThread, StorageError> {
     let inbox = Arc::new(Inbox::default());
-    let sync_queue = Arc::new(SyncQueue::default());
+    let syncer = Arc::new(Syncer::new(
+        Arc::clone(journal),
+        Arc::clone(&config.clock),
+        Arc::clone(&config.metrics),
+        Arc::clone(&config.fatal),
+    ));
     let ticks = Arc::new(AtomicU64::new(0));
-    let worker = Worker {
+    let now = config.clock.monotonic();
+    inbox.begin(Worker {
         inbox: Arc::clone(&inbox),
-        sync_queue: Arc::clone(&sync_queue),
+        syncer: Arc::clone(&syncer),
         journal: Arc::clone(journal),
         outbox: Arc::clone(&config.outbox),
         clock: Arc::clone(&config.clock),
@@ -645,17 +653,12 @@ fn start_worker(
         election_ticks: config.election_ticks,
         ticks: 0,
         ticks_seen: Arc::clone(&ticks),
-        dead: false,
-        now: Duration::ZERO,
-    };
-    let syncer = Syncer {
-        queue: Arc::clone(&sync_queue),
-        journal: Arc::clone(journal),
-        inbox: Arc::clone(&inbox),
-        clock: Arc::clone(&config.clock),
-        metrics: Arc::clone(&config.metrics),
-        fatal: Arc::clone(&config.fatal),
-    };
+        may_stay: config.may_wait,
+        next_tick: now + config.tick,
+        next_retention: now + config.retention_check,
+        inputs: Vec::new(),
+        now,
+    });
     let thread =
         |name: String, fatal: Arc<dyn Fn(String) + Send + Sync>, body: Box<dyn FnOnce() + Send>| {
             let message = format!("the thread {name} panicked; this is a defect");
@@ -676,13 +679,19 @@ fn start_worker(
         thread(
             format!("raft-{number}"),
             Arc::clone(&config.fatal),
-            Box::new(move || worker.run()),
+            Box::new({
+                let inbox = Arc::clone(&inbox);
+                move || inbox.run()
+            }),
         )?,
         thread(
             format!("sync-{number}"),
             Arc::clone(&config.fatal),
-            Box::new(move || syncer.run()),
+            Box::new({
+                let (syncer, inbox) = (Arc::clone(&syncer), Arc::clone(&inbox));
+                move || syncer.run(&inbox)
+            }),
         )?,
     ];
-    Ok(WorkerThread { inbox, ticks, sync_queue, threads: Mutex::new(threads) })
+    Ok(WorkerThread { inbox, ticks, syncer, threads: Mutex::new(threads) })
 }

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::core::{Answer, Appended, ProposalBody, Quarantine, Visible};
 use super::engine::PartitionSettings;
-use super::inbox::{Inbox, Input};
+use super::inbox::{Inbox, Input, Stay};
 use super::members::{Follower, Members, Step};
 use super::partition_reader::{PartitionReader, Stored};
 use crate::error::BrokerError;
@@ -155,7 +155,8 @@ impl PartitionHandle {
 
     fn propose(&self, body: ProposalBody) -> oneshot::Receiver<Result<Answer, BrokerError>> {
         let (sender, answer) = oneshot::channel();
-        self.inbox.push(Input::Propose { group: self.shared.group, body, answer: sender });
+        let input = Input::Propose { group: self.shared.group, body, answer: sender };
+        self.inbox.push_and_work(input, Stay::ForTheDisk);
         answer
     }
 
@@ -277,7 +278,8 @@ impl PartitionHandle {
     async fn prove_leadership(&self) -> Result<Visible, BrokerError> {
         self.check_leads()?;
         let (sender, answer) = oneshot::channel();
-        self.inbox.push(Input::Prove { group: self.shared.group, answer: sender });
+        let input = Input::Prove { group: self.shared.group, answer: sender };
+        self.inbox.push_and_work(input, Stay::Never);
         match tokio::time::timeout(PROOF_MAX, answer).await {
             Ok(Ok(Ok(Answer::Leads(visible)))) => Ok(visible),
             Ok(Err(_)) => Err(BrokerError::NotLeader { leader: None }),

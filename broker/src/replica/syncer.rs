@@ -1,10 +1,12 @@
-//! The thread that makes appends durable: group commit without a timer.
+//! What makes appends durable: group commit without a timer.
 //!
-//! Owns: the order journal, then logs, then checkpoints. While one sync runs, the next group gathers. Never: retries a failed
+//! Owns: the order journal, then logs, then checkpoints, and the thread that does it. While one sync runs, the next group gathers.
+//! Whoever has little to sync while nothing else is synced does it without the thread. Never: retries a failed
 //! sync; the node stops instead, since pages that failed to reach the disk may be marked clean.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use highwater_proto::internal::ReplicaCheckpoint;
 use highwater_storage::{HardStateJournal, LogReader, SyncPoint, sync_group};
@@ -12,9 +14,12 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::checkpoint::SmallFiles;
-use super::inbox::{Inbox, Input};
+use super::inbox::{Inbox, Input, Stay};
 use crate::env::Clock;
 use crate::metrics::Metrics;
+
+/// A disk that takes longer than this keeps only its own thread waiting.
+const SYNC_HERE_MAX: Duration = Duration::from_millis(2);
 
 /// A group up to a Ready whose state is durable.
 #[derive(Debug)]
@@ -34,6 +39,8 @@ struct Gathered {
     /// Groups that are gone: nothing of them is touched any more once this is answered.
     removed: Vec<(u64, oneshot::Sender<()>)>,
     stop: bool,
+    /// A sync is running, on whatever thread. There is never a second one.
+    running: bool,
 }
 
 impl Gathered {
@@ -46,13 +53,6 @@ impl Gathered {
     }
 }
 
-/// The syncer's end of things that the worker holds.
-#[derive(Debug, Default)]
-pub(crate) struct SyncQueue {
-    gathered: Mutex<Gathered>,
-    arrived: Condvar,
-}
-
 /// What one burst of a worker wants made durable.
 #[derive(Debug, Default)]
 pub(crate) struct SyncRequest {
@@ -62,7 +62,31 @@ pub(crate) struct SyncRequest {
     pub(crate) checkpoints: Vec<(SmallFiles, LogReader, ReplicaCheckpoint)>,
 }
 
-impl SyncQueue {
+/// What waits for the disk, and the means to sync it.
+pub(crate) struct Syncer {
+    gathered: Mutex<Gathered>,
+    arrived: Condvar,
+    /// How long syncs take of late.
+    recent: Mutex<Duration>,
+    pub(crate) journal: Arc<Mutex<HardStateJournal>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Called once, with the reason, when the node must stop.
+    pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+impl Syncer {
+    pub(crate) fn new(
+        journal: Arc<Mutex<HardStateJournal>>,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+        fatal: Arc<dyn Fn(String) + Send + Sync>,
+    ) -> Self {
+        let (gathered, arrived, recent) = Default::default();
+        Self { gathered, arrived, recent, journal, clock, metrics, fatal }
+    }
+
+    /// Has the syncer's thread make these durable.
     pub(crate) fn submit(&self, request: SyncRequest) {
         let mut gathered = self.gathered.lock();
         for synced in request.points {
@@ -87,44 +111,36 @@ impl SyncQueue {
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Gathered {
+    /// Lets a thread that has little to sync do it itself, which spares two hand-overs: true if nothing else is synced or waits
+    /// to be, and the disk answers quickly. [`Self::sync_here`] must follow.
+    pub(crate) fn begin_here(&self) -> bool {
         let mut gathered = self.gathered.lock();
-        while gathered.is_empty() {
-            self.arrived.wait(&mut gathered);
+        if gathered.running || !gathered.is_empty() || *self.recent.lock() > SYNC_HERE_MAX {
+            return false;
         }
-        std::mem::take(&mut gathered)
+        gathered.running = true;
+        true
     }
-}
 
-/// The thread.
-pub(crate) struct Syncer {
-    pub(crate) queue: Arc<SyncQueue>,
-    pub(crate) journal: Arc<Mutex<HardStateJournal>>,
-    pub(crate) inbox: Arc<Inbox>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) metrics: Arc<Metrics>,
-    /// Called once, with the reason, when the node must stop.
-    pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
-}
+    /// Makes these durable on the thread that calls. False if the node must stop.
+    pub(crate) fn sync_here(&self, points: &[Synced]) -> bool {
+        if !self.try_sync(false, points) {
+            return false;
+        }
+        self.rest();
+        true
+    }
 
-impl Syncer {
-    /// Runs until stopped or until a sync fails.
-    pub(crate) fn run(self) {
+    /// The thread: runs until stopped or until a sync fails.
+    pub(crate) fn run(&self, inbox: &Inbox) {
         loop {
-            let gathered = self.queue.take();
-            if let Err(error) = self.sync(&gathered) {
-                // The error page says why this is not retried: RELIABILITY, "fsyncgate".
-                (self.fatal)(format!(
-                    "a sync failed ({error}); nothing more is acknowledged. Replace or repair the disk, then start again"
-                ));
+            let gathered = self.take();
+            let point = |(group, (number, point))| Synced { group, number, point };
+            let synced: Vec<Synced> = gathered.points.into_iter().map(point).collect();
+            if !self.try_sync(gathered.journal, &synced) {
                 return;
             }
-            let synced = gathered
-                .points
-                .into_iter()
-                .map(|(group, (number, point))| Synced { group, number, point })
-                .collect();
-            self.inbox.push(Input::Synced(synced));
+            inbox.push_and_work(Input::Synced(synced), Stay::Never);
             for (files, log, checkpoint) in &gathered.checkpoints {
                 // Derived state: without it, an older one and more of the log do as well.
                 if let Err(error) = files.store_checkpoint_of(log, checkpoint) {
@@ -137,24 +153,54 @@ impl Syncer {
             if gathered.stop {
                 return;
             }
+            self.rest();
         }
     }
 
-    fn sync(&self, gathered: &Gathered) -> std::io::Result<()> {
-        if gathered.journal {
+    fn take(&self) -> Gathered {
+        let mut gathered = self.gathered.lock();
+        while gathered.is_empty() || gathered.running {
+            self.arrived.wait(&mut gathered);
+        }
+        std::mem::replace(&mut gathered, Gathered { running: true, ..Gathered::default() })
+    }
+
+    /// No sync is running any more.
+    fn rest(&self) {
+        let mut gathered = self.gathered.lock();
+        gathered.running = false;
+        if !gathered.is_empty() {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// False if the node must stop. What runs then is never said to have ended: nothing is synced any more.
+    fn try_sync(&self, journal: bool, points: &[Synced]) -> bool {
+        let Err(error) = self.sync(journal, points) else { return true };
+        // The error page says why this is not retried: RELIABILITY, "fsyncgate".
+        (self.fatal)(format!(
+            "a sync failed ({error}); nothing more is acknowledged. Replace or repair the disk, then start again"
+        ));
+        false
+    }
+
+    fn sync(&self, journal: bool, points: &[Synced]) -> std::io::Result<()> {
+        if journal {
             // A term must be durable no later than the entries of that term.
             let point = self.journal.lock().sync_point();
             point.sync()?;
         }
-        if gathered.points.is_empty() {
+        if points.is_empty() {
             return Ok(());
         }
         let started = self.clock.monotonic();
-        let points: Vec<SyncPoint> =
-            gathered.points.values().map(|(_, point)| point.clone()).collect();
+        let points: Vec<SyncPoint> = points.iter().map(|synced| synced.point.clone()).collect();
         sync_group(&points)?;
-        let seconds = (self.clock.monotonic() - started).as_secs_f64();
-        self.metrics.sync_done(seconds, points.len());
+        let took = self.clock.monotonic() - started;
+        self.metrics.sync_done(took.as_secs_f64(), points.len());
+        let mut recent = self.recent.lock();
+        // A slow one is remembered for some time.
+        *recent = took.max(*recent - *recent / 8);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A worker thread: drives many cores.
+//! A worker: drives many cores.
 //!
 //! Owns: the burst. Drain the inbox, step and tick the cores, propose what was asked, then in one go hand to the syncer what must
 //! become durable, send one batch to each peer node, answer waiters. Never: waits for a disk sync or a socket.
@@ -18,10 +18,10 @@ use super::convert;
 use super::core::{Alarm, Answer, Core, Effects, Proposal};
 use super::engine::{Outbox, PartitionSettings, Pull};
 use super::handle::Shared;
-use super::inbox::{Inbox, Input};
+use super::inbox::{Inbox, Input, LITTLE_BYTES, Stay};
 use super::pulses::{Change, Pulses, Watch};
 use super::retention;
-use super::syncer::{SyncQueue, SyncRequest, Synced};
+use super::syncer::{SyncRequest, Synced, Syncer};
 use crate::env::Clock;
 use crate::error::BrokerError;
 use crate::metrics::Metrics;
@@ -63,10 +63,19 @@ impl std::fmt::Debug for Replica {
     }
 }
 
-/// The thread's state.
+/// What a burst leaves to the thread that ran it.
+pub(crate) enum Left {
+    Nothing,
+    /// To sync at once; the syncer waits for it.
+    ToSync(Arc<Syncer>, Vec<Synced>),
+    /// Nothing more is done, by anybody.
+    Ended,
+}
+
+/// Many cores, and what was asked of them.
 pub(crate) struct Worker {
     pub(crate) inbox: Arc<Inbox>,
-    pub(crate) sync_queue: Arc<SyncQueue>,
+    pub(crate) syncer: Arc<Syncer>,
     pub(crate) journal: Arc<Mutex<HardStateJournal>>,
     pub(crate) outbox: Arc<dyn Outbox>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -89,54 +98,54 @@ pub(crate) struct Worker {
     pub(crate) awake: BTreeSet<u64>,
     /// Those that do not, by the tick at which they are looked at again. Some have been woken since.
     pub(crate) alarms: BTreeMap<u64, Vec<u64>>,
-    pub(crate) pulses: Arc<Pulses>,
-    pub(crate) watch: Watch,
+    pub(super) pulses: Arc<Pulses>,
+    pub(super) watch: Watch,
     pub(crate) election_ticks: u32,
     pub(crate) ticks: u64,
     /// The same, for others to see.
     pub(crate) ticks_seen: Arc<AtomicU64>,
-    /// A fault after which nothing may be promised any more.
-    pub(crate) dead: bool,
+    /// Those who bring something may wait for a quick disk.
+    pub(crate) may_stay: bool,
+    pub(crate) next_tick: Duration,
+    pub(crate) next_retention: Duration,
+    /// The inputs of a burst, kept for the room they take.
+    pub(crate) inputs: Vec<Input>,
     /// When this burst began.
     pub(crate) now: Duration,
 }
 
 impl Worker {
-    /// Runs until told to stop.
-    pub(crate) fn run(mut self) {
-        let mut inputs = Vec::new();
-        let mut next_tick = self.clock.monotonic() + self.tick;
-        let mut next_retention = self.clock.monotonic() + self.retention_check;
-        loop {
-            let timeout = next_tick.saturating_sub(self.clock.monotonic());
-            self.inbox.take(timeout, &mut inputs);
-            self.now = self.clock.monotonic();
-            for input in inputs.drain(..) {
-                if matches!(input, Input::Stop) {
-                    self.finish();
-                    self.inbox.close();
-                    return;
-                }
-                self.handle(input);
+    /// How long nothing is due by the clock.
+    pub(crate) fn until_tick(&self) -> Duration {
+        self.next_tick.saturating_sub(self.clock.monotonic())
+    }
+
+    /// Does all that waits in the inbox; the worker's own thread also what is due by the clock.
+    pub(crate) fn burst(&mut self, inbox: &Inbox, stay: Stay, ticks: bool) -> Left {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        inbox.take(&mut inputs);
+        self.now = self.clock.monotonic();
+        for input in inputs.drain(..) {
+            if matches!(input, Input::Stop) {
+                self.finish();
+                return Left::Ended;
             }
-            let now = self.now;
-            if now >= next_tick {
-                // A late thread ticks once: time in which it could not have heard a heartbeat is not held against the leader.
-                next_tick = now + self.tick;
-                self.tick();
-            }
-            if now >= next_retention {
-                next_retention = now + self.retention_check;
-                self.to_retain = self.replicas.keys().copied().collect();
-            }
-            self.retain();
-            self.propose();
-            self.flush();
-            if self.dead {
-                self.inbox.close();
-                return;
-            }
+            self.handle(input);
         }
+        self.inputs = inputs;
+        let now = self.now;
+        if ticks && now >= self.next_tick {
+            // A late thread ticks once: time in which it could not have heard a heartbeat is not held against the leader.
+            self.next_tick = now + self.tick;
+            self.tick();
+        }
+        if ticks && now >= self.next_retention {
+            self.next_retention = now + self.retention_check;
+            self.to_retain = self.replicas.keys().copied().collect();
+        }
+        self.retain();
+        self.propose();
+        self.flush(stay)
     }
 
     fn handle(&mut self, input: Input) {
@@ -196,7 +205,7 @@ impl Worker {
                     }
                     self.abandon(replica);
                 }
-                self.sync_queue.remove(group, done);
+                self.syncer.remove(group, done);
             }
             Input::Compacted { group, staged, done } => {
                 let mut installed = false;
@@ -432,12 +441,13 @@ impl Worker {
     }
 
     /// Carries out the effects of a burst: the sync starts first, and runs while messages and answers go out.
-    fn flush(&mut self) {
+    fn flush(&mut self, stay: Stay) -> Left {
         let mut request = SyncRequest::default();
         let mut hard_states: Vec<(u64, HardState)> = Vec::new();
         let mut batches: BTreeMap<u64, PeerBatch> = BTreeMap::new();
         let mut bytes: BTreeMap<u64, usize> = BTreeMap::new();
         let mut answers = Vec::new();
+        let mut appended_bytes = 0;
         for group in std::mem::take(&mut self.dirty) {
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
             replica.dirty = false;
@@ -452,6 +462,7 @@ impl Worker {
                 let files = replica.core.files().clone();
                 request.checkpoints.push((files, replica.core.reader(), checkpoint));
             }
+            appended_bytes += effects.appended_bytes;
             if effects.appended_entries > 0 {
                 self.metrics.append_done(effects.appended_bytes, effects.appended_entries);
                 if replica.settings.retention_bytes.is_some()
@@ -492,9 +503,13 @@ impl Worker {
             answers.extend(effects.answers);
             self.note_rest(group);
         }
-        self.start_sync(request, &hard_states);
-        if self.dead {
-            return;
+        // What is to go out must not wait for the disk.
+        let has_news = !answers.is_empty() || !batches.is_empty();
+        let is_little = appended_bytes <= LITTLE_BYTES as u64;
+        let may_stay = self.may_stay && stay == Stay::ForTheDisk && is_little && !has_news;
+        let left = self.start_sync(request, &hard_states, may_stay);
+        if matches!(left, Left::Ended) {
+            return left;
         }
         for (node, batch) in batches {
             if batch != PeerBatch::default() {
@@ -503,6 +518,7 @@ impl Worker {
             }
         }
         self.answer(answers);
+        left
     }
 
     fn answer(&mut self, answers: Vec<(u64, Result<Answer, BrokerError>)>) {
@@ -517,19 +533,29 @@ impl Worker {
         }
     }
 
-    fn start_sync(&mut self, mut request: SyncRequest, hard_states: &[(u64, HardState)]) {
+    fn start_sync(
+        &mut self,
+        mut request: SyncRequest,
+        hard_states: &[(u64, HardState)],
+        may_stay: bool,
+    ) -> Left {
         if !hard_states.is_empty() {
             if let Err(error) = self.journal.lock().put(hard_states) {
                 // Without it no vote may be cast and no entry of a new term acknowledged.
                 (self.fatal)(format!("the hard-state journal cannot be written: {error}"));
-                self.dead = true;
-                return;
+                return Left::Ended;
             }
             request.journal = true;
         }
-        if !request.points.is_empty() || request.journal || !request.checkpoints.is_empty() {
-            self.sync_queue.submit(request);
+        let only_points = !request.journal && request.checkpoints.is_empty();
+        if only_points && request.points.is_empty() {
+            return Left::Nothing;
         }
+        if only_points && may_stay && self.syncer.begin_here() {
+            return Left::ToSync(Arc::clone(&self.syncer), request.points);
+        }
+        self.syncer.submit(request);
+        Left::Nothing
     }
 
     /// Saves what makes the next start quick. Nothing depends on it.
@@ -542,7 +568,7 @@ impl Worker {
         if let Err(error) = self.journal.lock().put(&states) {
             tracing::warn!(%error, "hard states could not be saved at the end");
         }
-        self.sync_queue.submit(SyncRequest { journal: true, ..SyncRequest::default() });
+        self.syncer.submit(SyncRequest { journal: true, ..SyncRequest::default() });
     }
 }
 

@@ -24,6 +24,7 @@ use super::compactor::{self, CompactorConfig};
 use super::convert;
 use super::core::{Alarm, Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
 use super::handle::{PartitionHandle, Shared};
+use super::held::Held;
 use super::inbox::{Inbox, Input, Stay};
 use super::pulses::{Pulses, Watch};
 use super::scrubber;
@@ -653,6 +654,7 @@ fn start_worker(
         election_ticks: config.election_ticks,
         ticks: 0,
         ticks_seen: Arc::clone(&ticks),
+        held: Held::default(),
         may_stay: config.may_wait,
         next_tick: now + config.tick,
         next_retention: now + config.retention_check,

@@ -88,6 +88,8 @@ struct Waiting {
     bytes: usize,
     /// The worker has ended: whoever asks is told so by the answer's sender being dropped.
     closed: bool,
+    /// Something will be due sooner than the worker's thread thinks.
+    woken: bool,
 }
 
 /// The queue in front of a worker, and the worker.
@@ -193,7 +195,7 @@ impl Inbox {
             let mut worker = self.worker.lock();
             self.burst(&mut worker, Stay::Never, true);
             let Some(worker) = worker.as_ref() else { return };
-            timeout = worker.until_tick();
+            timeout = worker.until_due();
         }
     }
 
@@ -220,12 +222,19 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
+    /// Has the worker's thread look again at what is due when.
+    pub(crate) fn wake(&self) {
+        self.waiting.lock().woken = true;
+        self.arrived.notify_one();
+    }
+
     /// Waits until there is something to do, or for `timeout`.
     fn wait(&self, timeout: Duration) {
         let mut waiting = self.waiting.lock();
-        if waiting.inputs.is_empty() && !waiting.closed {
+        if waiting.inputs.is_empty() && !waiting.closed && !waiting.woken {
             self.arrived.wait_for(&mut waiting, timeout);
         }
+        waiting.woken = false;
     }
 
     /// Takes everything.

@@ -16,6 +16,7 @@ mod directories;
 pub mod engine;
 mod envelope;
 pub mod handle;
+mod held;
 mod inbox;
 mod key_map;
 mod logging;

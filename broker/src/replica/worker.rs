@@ -18,6 +18,7 @@ use super::convert;
 use super::core::{Alarm, Answer, Core, Effects, Proposal};
 use super::engine::{Outbox, PartitionSettings, Pull};
 use super::handle::Shared;
+use super::held::Held;
 use super::inbox::{Inbox, Input, LITTLE_BYTES, Stay};
 use super::pulses::{Change, Pulses, Watch};
 use super::retention;
@@ -104,6 +105,8 @@ pub(crate) struct Worker {
     pub(crate) ticks: u64,
     /// The same, for others to see.
     pub(crate) ticks_seen: Arc<AtomicU64>,
+    /// Commits that are not told yet.
+    pub(super) held: Held,
     /// Those who bring something may wait for a quick disk.
     pub(crate) may_stay: bool,
     pub(crate) next_tick: Duration,
@@ -116,8 +119,9 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// How long nothing is due by the clock.
-    pub(crate) fn until_tick(&self) -> Duration {
-        self.next_tick.saturating_sub(self.clock.monotonic())
+    pub(crate) fn until_due(&self) -> Duration {
+        let due_at = self.held.due_at().map_or(self.next_tick, |at| at.min(self.next_tick));
+        due_at.saturating_sub(self.clock.monotonic())
     }
 
     /// Does all that waits in the inbox; the worker's own thread also what is due by the clock.
@@ -145,7 +149,12 @@ impl Worker {
         }
         self.retain();
         self.propose();
-        self.flush(stay)
+        let due_at = self.held.due_at();
+        let left = self.flush(stay);
+        if !ticks && due_at.is_none() && self.held.due_at().is_some() {
+            inbox.wake();
+        }
+        left
     }
 
     fn handle(&mut self, input: Input) {
@@ -447,6 +456,7 @@ impl Worker {
         let mut batches: BTreeMap<u64, PeerBatch> = BTreeMap::new();
         let mut bytes: BTreeMap<u64, usize> = BTreeMap::new();
         let mut answers = Vec::new();
+        let mut messages = self.held.take_due(self.now);
         let mut appended_bytes = 0;
         for group in std::mem::take(&mut self.dirty) {
             let Some(replica) = self.replicas.get_mut(&group) else { continue };
@@ -472,22 +482,13 @@ impl Worker {
                 }
             }
             for outbound in effects.messages {
-                let Some(node) = replica.core.node_of(outbound.message.to) else {
-                    continue;
+                // The cluster's own decisions are awaited on every node.
+                let passed = if replica.core.is_machine() {
+                    Some(outbound)
+                } else {
+                    self.held.pass(group, outbound, self.now)
                 };
-                let size = bytes.entry(node).or_insert(0);
-                *size += outbound.message.entries.iter().map(|e| e.data.len()).sum::<usize>();
-                let batch = batches.entry(node).or_default();
-                batch.messages.push(GroupMessage {
-                    group_id: group,
-                    message: Some(convert::to_wire(outbound.message)),
-                    wants_appended: outbound.wants_appended,
-                });
-                if *size >= PEER_BATCH_BYTES {
-                    let sent = std::mem::take(batch);
-                    send(&*self.outbox, &self.metrics, &self.inbox, node, sent, *size);
-                    *size = 0;
-                }
+                messages.extend(passed.map(|outbound| (group, outbound)));
             }
             for ack in effects.appended {
                 if let Some(node) = replica.core.node_of(ack.to_replica) {
@@ -502,6 +503,23 @@ impl Worker {
             publish(replica, &self.metrics, &*self.leader_changed);
             answers.extend(effects.answers);
             self.note_rest(group);
+        }
+        for (group, outbound) in messages {
+            let Some(replica) = self.replicas.get(&group) else { continue };
+            let Some(node) = replica.core.node_of(outbound.message.to) else { continue };
+            let size = bytes.entry(node).or_insert(0);
+            *size += outbound.message.entries.iter().map(|e| e.data.len()).sum::<usize>();
+            let batch = batches.entry(node).or_default();
+            batch.messages.push(GroupMessage {
+                group_id: group,
+                message: Some(convert::to_wire(outbound.message)),
+                wants_appended: outbound.wants_appended,
+            });
+            if *size >= PEER_BATCH_BYTES {
+                let sent = std::mem::take(batch);
+                send(&*self.outbox, &self.metrics, &self.inbox, node, sent, *size);
+                *size = 0;
+            }
         }
         // What is to go out must not wait for the disk.
         let has_news = !answers.is_empty() || !batches.is_empty();

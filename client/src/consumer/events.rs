@@ -261,6 +261,21 @@ impl Events {
         Ok(())
     }
 
+    /// The next event, if it is at hand and of this reading of this partition.
+    pub(crate) fn next_at_hand(&mut self, partition: u32, generation: u64) -> Option<Event> {
+        let is_it = |it: &&Current| (it.partition, it.generation) == (partition, generation);
+        if self.trouble.is_some() || self.current.as_ref().filter(is_it).is_none() {
+            return None;
+        }
+        match self.next_of_current()? {
+            Ok(event) => Some(event),
+            Err(error) => {
+                self.trouble = Some(error);
+                None
+            }
+        }
+    }
+
     /// How many seeks the partition of the last event had seen when that was asked for.
     pub(crate) fn generation_at_hand(&self) -> Option<u64> {
         self.current.as_ref().map(|current| current.generation)

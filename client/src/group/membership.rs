@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::task::Waker;
 
 use highwater_proto::v1;
@@ -51,8 +53,8 @@ struct State {
     undone: usize,
     /// Counts what shows that the service is at work.
     progress: u64,
-    /// The session knows that there is something to commit, and will look when its interval is over.
-    is_told: bool,
+    /// What is given event by event, see [`Run`].
+    run: Option<HandedOut>,
     extend_ms: u32,
     troubles: VecDeque<ConsumeError>,
     has_ended: bool,
@@ -78,16 +80,9 @@ impl State {
         held.is_idle()
     }
 
-    /// An event is done; true if the session has to be told.
-    fn done(&mut self, it: HandedOut) -> bool {
-        self.progress += 1;
-        let is_free = self.track(it, |tracker| tracker.done(it.first));
-        is_free | self.is_first_news()
-    }
-
-    /// Whether this is the first news since the session looked.
-    fn is_first_news(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_told, true)
+    /// The run, if it is one of this partition.
+    fn run_of(&self, partition: u32, epoch: u64) -> Option<HandedOut> {
+        self.run.filter(|run| (run.partition, run.epoch) == (partition, epoch))
     }
 
     /// What the service is to be given; it is woken when there is something else.
@@ -111,6 +106,16 @@ impl State {
     }
 }
 
+/// Events of one partition that are given one after the other, each done when the next is asked for. To the tracker they are one
+/// thing, which is out: what a lock would cost for each is more than all else that is done for one.
+#[derive(Debug)]
+struct Run {
+    /// The offset of the last one given: all before are done.
+    last: AtomicI64,
+    /// There is none, or something else has to be looked at before it goes on.
+    is_over: AtomicBool,
+}
+
 /// See the module.
 ///
 /// Invariant: an event is handed out only while its partition is owned and not asked back; what was released is not committed
@@ -123,6 +128,9 @@ pub(crate) struct Membership {
     /// Most events that are not done, or wait for one that is not.
     undone_max: usize,
     state: Mutex<State>,
+    run: Run,
+    /// The session knows that there is something to commit, and will look when its interval is over.
+    is_told: AtomicBool,
     orders: mpsc::UnboundedSender<Order>,
     places: Places,
     account: Arc<Account>,
@@ -156,7 +164,7 @@ pub(super) struct Arrived {
 }
 
 /// What was handed out together: an event or a batch, by the offset of the first.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HandedOut {
     pub(super) partition: u32,
     pub(super) epoch: u64,
@@ -175,8 +183,9 @@ impl Membership {
         places: Places,
         account: Arc<Account>,
     ) -> Self {
-        let (state, changed) = (Mutex::default(), Notify::new());
-        Self { topic, start, undone_max, state, orders, places, account, changed }
+        let (state, is_told, changed) = Default::default();
+        let run = Run { last: AtomicI64::new(0), is_over: AtomicBool::new(true) };
+        Self { topic, start, undone_max, state, run, is_told, orders, places, account, changed }
     }
 
     /// Takes in what the coordinator says this member owns.
@@ -185,6 +194,8 @@ impl Membership {
         let now: BTreeMap<u32, &v1::AssignedPartition> =
             ours.map(|it| (it.partition, it)).collect();
         let mut state = self.state.lock();
+        self.run.is_over.store(true, SeqCst);
+        let run = state.run;
         state.unheard.clear();
         let is_lost = |partition: &u32, held: &Held| {
             now.get(partition).is_none_or(|it| it.epoch != held.epoch)
@@ -219,7 +230,10 @@ impl Membership {
             } else if !held.is_open && !it.is_wanted_back {
                 held.is_open = true;
                 held.generation = generation;
-                let start = held.tracker.position().map_or(held.start, Start::Offset);
+                let run = run.filter(|run| (run.partition, run.epoch) == (partition, held.epoch));
+                let behind_run = run.map(|_| self.run.last.load(SeqCst) + 1);
+                let position = behind_run.or(held.tracker.position());
+                let start = position.map_or(held.start, Start::Offset);
                 self.begin(partition, held.topic_id.clone(), start, generation);
             }
         }
@@ -256,11 +270,16 @@ impl Membership {
         state.generations += 1;
         let generation = state.generations;
         let Some(held) = state.held.get_mut(&partition).filter(|held| held.is_open) else { return };
+        let epoch = held.epoch;
         held.generation = generation;
         let forgotten = std::mem::take(&mut held.tracker).undone();
         held.start = Start::Earliest;
         let topic_id = held.topic_id.clone();
         state.undone -= forgotten;
+        if state.run_of(partition, epoch).is_some() {
+            state.run = None;
+            self.run.is_over.store(true, SeqCst);
+        }
         self.stop(partition);
         self.begin(partition, topic_id, Start::Earliest, generation);
     }
@@ -268,15 +287,15 @@ impl Membership {
     /// What the service is to be given; `done` is what it had last, if that is done with it. It is woken when there is something else.
     pub(super) fn next(&self, done: Option<HandedOut>, waker: &Waker) -> Next {
         let mut state = self.state.lock();
-        let is_news = done.is_some_and(|done| state.done(done));
+        let is_news = done.is_some_and(|done| self.note_done(&mut state, done));
         let next = state.next(self.undone_max, waker);
         drop(state);
         self.tell_session(is_news);
         next
     }
 
-    /// Hands out what arrived, if it may be.
-    pub(super) fn hand_out(&self, arrived: Arrived) -> Option<HandedOut> {
+    /// Hands out what arrived, if it may be. It may begin a run.
+    pub(super) fn hand_out(&self, arrived: Arrived, begins_run: bool) -> Option<HandedOut> {
         let Arrived { partition, generation, first, last, events } = arrived;
         let mut state = self.state.lock();
         let held = state.held.get_mut(&partition)?;
@@ -286,14 +305,32 @@ impl Membership {
         let it = HandedOut { partition, epoch: held.epoch, first };
         state.track(it, |tracker| tracker.handed_out(first, last, events));
         state.progress += 1;
+        if begins_run {
+            state.run = Some(it);
+            self.run.last.store(last, SeqCst);
+            self.run.is_over.store(false, SeqCst);
+        }
         Some(it)
+    }
+
+    /// Whether the next event of the run may be given without a look at anything else.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.run.is_over.load(SeqCst)
+    }
+
+    /// The run goes on with this event.
+    pub(super) fn gave(&self, offset: i64) {
+        self.run.last.store(offset, SeqCst);
+        if !self.is_told.load(SeqCst) {
+            self.tell_session(self.is_first_news());
+        }
     }
 
     /// An event is done.
     pub(super) fn done(&self, it: HandedOut) {
         let mut state = self.state.lock();
         let was_full = state.undone >= self.undone_max;
-        let is_news = state.done(it);
+        let is_news = self.note_done(&mut state, it);
         if was_full && state.undone < self.undone_max {
             state.wake();
         }
@@ -305,9 +342,31 @@ impl Membership {
     pub(super) fn dropped(&self, it: HandedOut) {
         let mut state = self.state.lock();
         let is_free = state.track(it, |tracker| tracker.dropped(it.first));
-        let is_news = is_free | state.is_first_news();
+        let is_news = is_free | self.is_first_news();
         drop(state);
         self.tell_session(is_news);
+    }
+
+    /// Something is done, a run as a whole; true if the session has to be told.
+    fn note_done(&self, state: &mut State, it: HandedOut) -> bool {
+        let run = state.run.take_if(|run| *run == it);
+        let last = run.map(|_| self.run.last.load(SeqCst));
+        if last.is_some() {
+            self.run.is_over.store(true, SeqCst);
+        }
+        state.progress += 1 + last.map_or(0, |last| last.abs_diff(it.first));
+        let is_free = state.track(it, |tracker| {
+            if let Some(last) = last {
+                tracker.grown(it.first, last);
+            }
+            tracker.done(it.first);
+        });
+        is_free | self.is_first_news()
+    }
+
+    /// Whether this is the first news since the session looked.
+    fn is_first_news(&self) -> bool {
+        !self.is_told.swap(true, SeqCst)
     }
 
     /// Not with every event: to wake a task costs more than all else that is done for one here.
@@ -320,10 +379,15 @@ impl Membership {
     /// Progress that was not sent yet.
     pub(super) fn take_commit(&self) -> Offsets {
         let mut state = self.state.lock();
-        state.is_told = false;
+        // Before the look at the run: what is given after it is news again.
+        self.is_told.store(false, SeqCst);
         let mut offsets = Vec::new();
-        for (partition, held) in &mut state.held {
+        let State { held, run, .. } = &mut *state;
+        for (partition, held) in held {
             let Some(offset) = held.tracker.committable() else { continue };
+            let is_run =
+                *run == Some(HandedOut { partition: *partition, epoch: held.epoch, first: offset });
+            let offset = if is_run { self.run.last.load(SeqCst) } else { offset };
             if held.sent.is_some_and(|sent| sent >= offset) {
                 continue;
             }
@@ -372,6 +436,7 @@ impl Membership {
     /// No event is handed out any more.
     pub(super) fn shut(&self) {
         let mut state = self.state.lock();
+        self.run.is_over.store(true, SeqCst);
         for (partition, held) in &mut state.held {
             if std::mem::take(&mut held.is_open) {
                 self.stop(*partition);
@@ -398,7 +463,8 @@ impl Membership {
     pub(super) fn progress(&self) -> (u64, bool) {
         let state = self.state.lock();
         let is_handling = state.held.values().any(|held| held.tracker.out() > 0);
-        (state.progress, !is_handling && !self.account.is_holding())
+        let of_run = state.run.map_or(0, |run| self.run.last.load(SeqCst).abs_diff(run.first));
+        (state.progress + of_run, !is_handling && !self.account.is_holding())
     }
 
     /// The handler needs so much longer.
@@ -447,6 +513,7 @@ impl Membership {
         // A service that does not listen is told the latest.
         state.troubles.truncate(TROUBLES_MAX - 1);
         state.troubles.push_back(trouble);
+        self.run.is_over.store(true, SeqCst);
         state.wake();
     }
 
@@ -454,6 +521,7 @@ impl Membership {
     pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.has_ended = true;
+        self.run.is_over.store(true, SeqCst);
         state.wake();
     }
 }
@@ -506,7 +574,7 @@ mod tests {
 
     fn hand_out(membership: &Membership, offset: i64) -> Option<HandedOut> {
         let (partition, generation, first, last) = (0, 1, offset, offset);
-        membership.hand_out(Arrived { partition, generation, first, last, events: 1 })
+        membership.hand_out(Arrived { partition, generation, first, last, events: 1 }, false)
     }
 
     fn has_room(membership: &Membership, waker: &Waker) -> bool {
@@ -573,6 +641,80 @@ mod tests {
         assert!(is_told(&membership), "the partition is free to release");
         membership.forget_sent();
         assert!(is_told(&membership), "what was sent has to be sent again");
+    }
+
+    fn begin_run(membership: &Membership, offset: i64) -> Option<HandedOut> {
+        let (partition, generation, first, last) = (0, 1, offset, offset);
+        membership.hand_out(Arrived { partition, generation, first, last, events: 1 }, true)
+    }
+
+    /// What a commit says now, of the one partition there is.
+    fn committed(membership: &Membership) -> Option<i64> {
+        membership.take_commit().first().map(|it| it.offset)
+    }
+
+    #[test]
+    fn of_a_run_all_but_the_last_given_is_done() {
+        let membership = membership();
+        let (waker, _) = counting_waker();
+        membership.assigned(&[assigned(1, false)]);
+        assert!(!membership.goes_on(), "nothing was given yet");
+        let run = begin_run(&membership, 10);
+        assert!(membership.goes_on());
+        assert_eq!(committed(&membership), Some(10));
+        membership.gave(11);
+        membership.gave(15);
+        let (progress, _) = membership.progress();
+        assert_eq!(committed(&membership), Some(15), "it is still being handled");
+        assert!(is_told(&membership));
+        membership.gave(16);
+        assert!(is_told(&membership), "it has looked since");
+        membership.next(run, &waker);
+        assert!(!membership.goes_on());
+        assert!(membership.progress().0 > progress);
+        assert_eq!(committed(&membership), Some(17));
+    }
+
+    #[test]
+    fn a_run_ends_when_its_partition_is_asked_back_and_goes_on_behind_it() {
+        let (orders, mut ordered) = mpsc::unbounded_channel();
+        let (places, account) = (Places::default(), Arc::new(Account::new()));
+        let membership =
+            Membership::new("orders".into(), Start::Earliest, 3, orders, places, account);
+        let (waker, _) = counting_waker();
+        membership.assigned(&[assigned(1, false)]);
+        let run = begin_run(&membership, 0);
+        membership.gave(1);
+        membership.assigned(&[assigned(1, true)]);
+        assert!(!membership.goes_on());
+        assert!(!membership.can_release(), "an event is being handled");
+        membership.assigned(&[assigned(1, false)]);
+        let mut begun = None;
+        while let Ok(order) = ordered.try_recv() {
+            if let Order::Seek(seek) = order {
+                begun = Some(seek.to);
+            }
+        }
+        assert_eq!(begun, Some(Start::Offset(2)), "what was given does not come again");
+        membership.next(run, &waker);
+        assert_eq!(committed(&membership), Some(2));
+        membership.assigned(&[assigned(1, true)]);
+        assert!(membership.can_release());
+        let run = begin_run(&membership, 2);
+        assert!(run.is_none() && !membership.goes_on(), "it is asked back");
+    }
+
+    #[test]
+    fn whatever_a_service_has_to_be_told_ends_a_run() {
+        type Happens = fn(&Membership);
+        let cases: [Happens; 3] = [Membership::end, Membership::shut, Membership::lost];
+        for happens in cases {
+            let membership = membership();
+            membership.assigned(&[assigned(1, false)]);
+            assert!(begin_run(&membership, 0).is_some());
+            happens(&membership);
+            assert!(!membership.goes_on());
+        }
     }
 
     struct Woken(AtomicUsize);

@@ -159,6 +159,7 @@ impl GroupConsumerBuilder {
             member_id,
             is_explicit: self.is_explicit,
             last: None,
+            run: None,
         };
         let late = || {
             let text = "no coordinator of the group could be reached in time";
@@ -200,8 +201,10 @@ pub struct GroupEvents {
     asks: mpsc::UnboundedSender<Ask>,
     member_id: String,
     is_explicit: bool,
-    /// The event or batch that is done when the next one is asked for.
+    /// The event, run of events or batch that is done when the next one is asked for.
     last: Option<HandedOut>,
+    /// `last` is a run: by which reading of its partition it came.
+    run: Option<u64>,
 }
 
 impl GroupEvents {
@@ -231,7 +234,7 @@ impl GroupEvents {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<EventBatch, ConsumeError>>> {
-        let given = self.poll_given(context, |events, context| {
+        let given = self.poll_given(context, false, |events, context| {
             events.poll_next_batch(context).map_ok(|batch| {
                 let ends = batch.events().first().zip(batch.events().last());
                 let arrived = ends.map(|(first, last)| Arrived {
@@ -250,15 +253,28 @@ impl GroupEvents {
         })
     }
 
+    /// The next event of the run, if there is one at hand and nothing else to look at.
+    fn go_on(&mut self) -> Option<Event> {
+        let (generation, last) = self.run.zip(self.last)?;
+        if !self.membership.goes_on() {
+            return None;
+        }
+        let event = self.events.next_at_hand(last.partition, generation)?;
+        self.membership.gave(event.offset);
+        Some(event)
+    }
+
     /// What arrives next and may be handed out. `poll` takes it from the reading and says what it is.
     fn poll_given<T>(
         &mut self,
         context: &mut Context<'_>,
+        begins_run: bool,
         poll: impl Fn(
             &mut Events,
             &mut Context<'_>,
         ) -> Poll<Option<Result<(T, Option<Arrived>), ConsumeError>>>,
     ) -> Poll<Option<Result<(T, HandedOut), ConsumeError>>> {
+        self.run = None;
         match self.membership.next(self.last.take(), context.waker()) {
             Next::Event => {}
             Next::Trouble(trouble) => return Poll::Ready(Some(Err(trouble))),
@@ -280,7 +296,9 @@ impl GroupEvents {
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             };
             // What was read of a partition that is somebody else's now is not given.
-            if let Some(it) = arrived.and_then(|arrived| self.membership.hand_out(arrived)) {
+            let Some(arrived) = arrived else { continue };
+            if let Some(it) = self.membership.hand_out(arrived, begins_run) {
+                self.run = begins_run.then_some(arrived.generation);
                 return Poll::Ready(Some(Ok((given, it))));
             }
         }
@@ -316,7 +334,10 @@ impl Stream for GroupEvents {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let given = this.poll_given(context, |events, context| {
+        if let Some(event) = this.go_on() {
+            return Poll::Ready(Some(Ok(Delivery { event, unsettled: None })));
+        }
+        let given = this.poll_given(context, !this.is_explicit, |events, context| {
             Pin::new(&mut *events).poll_next(context).map_ok(|event| {
                 let arrived = events.generation_at_hand().map(|generation| Arrived {
                     partition: event.partition,
@@ -329,13 +350,12 @@ impl Stream for GroupEvents {
             })
         });
         given.map_ok(|(event, it)| {
-            if !this.is_explicit {
-                this.last = Some(it);
+            if this.is_explicit {
+                let membership = Arc::clone(&this.membership);
+                return Delivery { event, unsettled: Some((it, membership)) };
             }
-            let membership = Arc::clone(&this.membership);
-            // Asking for the next one will say that it is done: whoever keeps what was in it may still be at work.
-            let is_told_of = !this.is_explicit;
-            Delivery { event, it, membership, is_told_of }
+            this.last = Some(it);
+            Delivery { event, unsettled: None }
         })
     }
 }
@@ -346,17 +366,17 @@ impl Stream for GroupEvents {
 #[derive(Debug)]
 pub struct Delivery {
     event: Event,
-    it: HandedOut,
-    membership: Arc<Membership>,
-    /// Whether the membership knows, or will be told by others, what becomes of it.
-    is_told_of: bool,
+    /// With explicit acknowledgement, until it is acknowledged. Without, asking for the next event says that this one is done: whoever
+    /// keeps what was in it may still be at work.
+    unsettled: Option<(HandedOut, Arc<Membership>)>,
 }
 
 impl Delivery {
-    /// The event is done.
+    /// The event is done. Without [`GroupConsumerBuilder::explicit_acks`] this changes nothing: it is when the next one is asked for.
     pub fn ack(mut self) {
-        self.is_told_of = true;
-        self.membership.done(self.it);
+        if let Some((it, membership)) = self.unsettled.take() {
+            membership.done(it);
+        }
     }
 
     /// The event.
@@ -375,8 +395,8 @@ impl Deref for Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if !self.is_told_of {
-            self.membership.dropped(self.it);
+        if let Some((it, membership)) = &self.unsettled {
+            membership.dropped(*it);
         }
     }
 }

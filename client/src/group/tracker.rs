@@ -47,6 +47,13 @@ impl Tracker {
         self.out += 1;
     }
 
+    /// What begins with this offset has grown, by events behind it, to this last one.
+    pub(super) fn grown(&mut self, first: i64, last: i64) {
+        if self.find(first).is_some() {
+            self.position = Some(last + 1);
+        }
+    }
+
     /// What begins with this offset is done. What was dropped can still be: a service may say so late.
     pub(super) fn done(&mut self, first: i64) {
         self.set(first, Fate::Done);

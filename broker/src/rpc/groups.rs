@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::door::{Door, deadline};
 use super::membership;
+use super::screen::Call;
 use super::status::CallError;
 use crate::groups::{Activity, Described, NewOffset, Standing};
 
@@ -156,6 +157,8 @@ impl GroupService for Groups {
         request: Request<v1::CommitOffsetsRequest>,
     ) -> Result<Response<v1::CommitOffsetsResponse>, Status> {
         let v1::CommitOffsetsRequest { group, offsets } = request.into_inner();
+        let refused = offsets.iter().try_for_each(|it| self.door.check(Call::Commit, &it.topic));
+        refused.map_err(|error| self.door.status(&error.into()))?;
         let offsets = offsets.into_iter().map(new_offset).collect();
         let stored = self.door.groups.commit(&group, offsets).await;
         let done = |()| v1::CommitOffsetsResponse {};

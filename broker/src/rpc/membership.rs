@@ -14,6 +14,7 @@ use v1::join_request::Message as Request;
 use v1::join_response::Message as Response;
 
 use super::door::{Door, expired};
+use super::screen::Call;
 use super::status::CallError;
 use super::turned_on;
 use crate::error::BrokerError;
@@ -102,10 +103,14 @@ async fn run(
         tokio::select! {
             request = inbound.message() => match request {
                 Ok(Some(request)) => {
-                    if let Err(error) = took(&line, request).await {
-                        return Ended::With(error.unwrap_or_else(|error| {
+                    let refused = match took(door, &line, request).await {
+                        Ok(refused) => refused,
+                        Err(error) => return Ended::With(error.unwrap_or_else(|error| {
                             door.status(&CallError::Here(error))
-                        }));
+                        })),
+                    };
+                    if let Some(refused) = refused && send(outbound, refused).await.is_err() {
+                        return Ended::Gone;
                     }
                 }
                 // A member that says nothing any more has no use for the stream.
@@ -149,11 +154,12 @@ fn spec(door: &Door, init: v1::JoinInit) -> JoinSpec {
     }
 }
 
-/// Passes on what a member says. The error is what its stream ends with.
+/// Passes on what a member says, or answers it where that is refused. The error is what its stream ends with.
 async fn took(
+    door: &Door,
     line: &MemberLine,
     request: v1::JoinRequest,
-) -> Result<(), Result<Status, BrokerError>> {
+) -> Result<Option<Response>, Result<Status, BrokerError>> {
     match request.message {
         Some(Request::Init(_)) => {
             return Err(Ok(Status::invalid_argument("init may come only once")));
@@ -178,6 +184,16 @@ async fn took(
         }
         Some(Request::Commit(commit)) => {
             check_count(commit.offsets.len()).map_err(Err)?;
+            let mut topics = commit.offsets.iter().filter_map(|it| it.partition.as_ref());
+            if let Err(error) = topics.try_for_each(|it| door.check(Call::Commit, &it.topic)) {
+                let (request_id, fenced) = (commit.request_id, Vec::new());
+                let error = Some(door.detail(&error));
+                return Ok(Some(Response::Committed(v1::MemberCommitted {
+                    request_id,
+                    fenced,
+                    error,
+                })));
+            }
             let offset = |it: v1::OwnedOffset| {
                 (owned(it.partition.unwrap_or_default()), it.offset, it.metadata)
             };
@@ -188,7 +204,7 @@ async fn took(
         // A message of a later version.
         None => {}
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What a member is told, or what its stream ends with.

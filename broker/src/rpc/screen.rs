@@ -13,6 +13,8 @@ pub enum Call {
     Publish,
     /// Records are to be read: asked once when reading begins and before each message of a subscription.
     Read,
+    /// Progress of a group is to be stored; nothing of the commit is when this is refused.
+    Commit,
 }
 
 /// Asked before a call on a topic, by its name, is carried out; an error is what the client gets instead.

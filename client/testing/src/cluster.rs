@@ -345,7 +345,7 @@ impl Cluster {
         self.refusals.refuse(call, topic, refusal, None);
     }
 
-    /// The same for the next so many calls only: batches that are published, whatever number of records is in them.
+    /// The same for the next so many calls only: batches that are published, whatever number of records is in them, or commits.
     pub fn refuse_next(&self, times: u32, call: Call, topic: &str, refusal: Refusal) {
         self.refusals.refuse(call, topic, refusal, Some(times));
     }

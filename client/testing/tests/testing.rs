@@ -261,6 +261,32 @@ async fn a_reader_that_is_refused_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn progress_that_is_refused_is_stored_once_it_is_allowed() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, 1).await;
+    let client = broker.client().await;
+    for value in ["a", "b"] {
+        publish(&client, value).await.unwrap();
+    }
+    let mut events = client.consumer(TOPIC).group("billing").subscribe().await.unwrap();
+    soon("reading", events.next()).await.unwrap().unwrap();
+    let second = soon("reading", events.next()).await.unwrap().unwrap();
+    assert_eq!(second.value_str(), Some("b"));
+
+    broker.refuse(Call::Commit, TOPIC, Refusal::DiskFull);
+    let error = soon("being refused", events.commit()).await.unwrap_err();
+    assert_eq!(error.reason(), reason::DISK_FULL);
+    let admin = client.admin();
+    let stored = soon("asking", admin.group_offsets("billing")).await.unwrap();
+    assert!(stored.is_empty(), "{stored:?}");
+
+    broker.allow();
+    soon("closing", events.close()).await;
+    let stored = soon("asking", admin.group_offsets("billing")).await.unwrap();
+    assert_eq!(stored.iter().map(|it| it.offset).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
 async fn a_broker_that_hangs_holds_up_and_loses_nothing() {
     let broker = Broker::start().await;
     broker.create_topic(TOPIC, 1).await;

@@ -15,6 +15,10 @@ use super::envelope::{self, EntryKind};
 /// Entries of one message; far above what `max_size_per_msg` allows with the smallest entries.
 const ENTRIES_MAX: usize = 1 << 17;
 
+/// Terms and indexes from here on are made up: at one more each nanosecond, it takes a century to get there. Raft adds to them without a
+/// look at overflow.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// A message from a peer that must not reach the core.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("raft message refused: {0}")]
@@ -65,6 +69,11 @@ pub(crate) fn from_wire(wire: RaftMessage) -> Result<Message, RefusedMessage> {
     // Raft takes a message without a term for one of its own and skips every check; our logs have no entry of term 0.
     if wire.term == 0 || (msg_type == MessageType::MsgAppend && wire.log_term == 0) {
         return Err(RefusedMessage(format!("{msg_type:?} without a term")));
+    }
+    let numbers = [wire.term, wire.log_term, wire.index, wire.commit, wire.commit_term];
+    let others = [wire.request_snapshot, wire.reject_hint];
+    if let Some(number) = numbers.into_iter().chain(others).find(|number| *number > NUMBER_MAX) {
+        return Err(RefusedMessage(format!("{msg_type:?} with {number} for a term or an index")));
     }
     if wire.entries.len() > ENTRIES_MAX {
         return Err(RefusedMessage(format!("{} entries in one message", wire.entries.len())));
@@ -185,8 +194,12 @@ fn snapshot_to_wire(snapshot: Snapshot) -> RaftSnapshot {
 
 fn snapshot_from_wire(wire: RaftSnapshot) -> Result<Snapshot, RefusedMessage> {
     let metadata = wire.metadata.unwrap_or_default();
-    if metadata.index == 0 || metadata.term == 0 {
-        return Err(RefusedMessage("snapshot at index or term 0".into()));
+    let made_up = |number: u64| number == 0 || number > NUMBER_MAX;
+    if made_up(metadata.index) || made_up(metadata.term) {
+        return Err(RefusedMessage(format!(
+            "snapshot at index {} of term {}",
+            metadata.index, metadata.term
+        )));
     }
     let members = metadata
         .conf_state

@@ -10,6 +10,8 @@
 #[cfg(test)]
 mod full_disk_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod install_tests;
 mod members;
 #[cfg(test)]

@@ -124,7 +124,7 @@ impl Worker {
         due_at.saturating_sub(self.clock.monotonic())
     }
 
-    /// Does all that waits in the inbox; the worker's own thread also what is due by the clock.
+    /// Does all that waits in the inbox; the worker's own thread also what is due by the clock, and what takes files away.
     pub(crate) fn burst(&mut self, inbox: &Inbox, stay: Stay, ticks: bool) -> Left {
         let mut inputs = std::mem::take(&mut self.inputs);
         inbox.take(&mut inputs);
@@ -147,11 +147,14 @@ impl Worker {
             self.next_retention = now + self.retention_check;
             self.to_retain = self.replicas.keys().copied().collect();
         }
-        self.retain();
+        if ticks {
+            self.retain();
+        }
         self.propose();
-        let due_at = self.held.due_at();
+        let nothing_held = self.held.due_at().is_none();
         let left = self.flush(stay);
-        if !ticks && due_at.is_none() && self.held.due_at().is_some() {
+        let begins_to_hold = nothing_held && self.held.due_at().is_some();
+        if !ticks && (begins_to_hold || !self.to_retain.is_empty()) {
             inbox.wake();
         }
         left

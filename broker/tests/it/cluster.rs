@@ -12,6 +12,7 @@ mod founding;
 mod full_disk;
 mod group_faults;
 mod groups;
+mod hostile_bytes;
 mod membership;
 mod moves;
 mod nearest;

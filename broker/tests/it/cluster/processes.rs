@@ -99,6 +99,14 @@ impl Process {
         line?.trim().parse().ok()
     }
 
+    /// Memory that it has in RAM.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Waits for the end of a process that was asked to stop, or ends by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it runs");

@@ -3,16 +3,17 @@
 //! Owns: when a partition's events may be handed out, and what may be committed and released. Never: waits, or talks to brokers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use highwater_proto::v1;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::tracker::Tracker;
+use crate::breaker::BreakerState;
 use crate::consumer::queue::{Account, Order, Place, Places, Seek};
 use crate::error::ConsumeError;
 use crate::types::Start;
@@ -134,6 +135,8 @@ pub(crate) struct Membership {
     orders: mpsc::UnboundedSender<Order>,
     places: Places,
     account: Arc<Account>,
+    /// While it is not closed, nothing is taken on purpose.
+    breaker: OnceLock<watch::Receiver<BreakerState>>,
     /// Something became done, or free to release.
     pub(super) changed: Notify,
 }
@@ -183,9 +186,21 @@ impl Membership {
         places: Places,
         account: Arc<Account>,
     ) -> Self {
-        let (state, is_told, changed) = Default::default();
+        let (state, is_told, breaker, changed) = Default::default();
         let run = Run { last: AtomicI64::new(0), is_over: AtomicBool::new(true) };
-        Self { topic, start, undone_max, state, run, is_told, orders, places, account, changed }
+        Self {
+            topic,
+            start,
+            undone_max,
+            state,
+            run,
+            is_told,
+            orders,
+            places,
+            account,
+            breaker,
+            changed,
+        }
     }
 
     /// Takes in what the coordinator says this member owns.
@@ -467,6 +482,16 @@ impl Membership {
         (state.progress + of_run, !is_handling && !self.account.is_holding())
     }
 
+    /// The service takes nothing while this breaker is not closed: its partitions are paused then.
+    pub(super) fn pauses_with(&self, breaker: watch::Receiver<BreakerState>) {
+        // A member has one breaker at the most.
+        _ = self.breaker.set(breaker);
+    }
+
+    fn is_paused(&self) -> bool {
+        self.breaker.get().is_some_and(|breaker| *breaker.borrow() != BreakerState::Closed)
+    }
+
     /// The handler needs so much longer.
     pub(super) fn extend(&self, ms: u32) {
         let mut state = self.state.lock();
@@ -489,11 +514,12 @@ impl Membership {
         use v1::MemberActivity as Activity;
         let state = self.state.lock();
         let places = self.places.lock();
-        let holds = self.account.is_holding();
+        let (holds, is_paused) = (self.account.is_holding(), self.is_paused());
         let report = |partition: &u32| {
             let place = places.get(partition).copied().unwrap_or_default();
             let activity = match (place.position, place.high_watermark) {
                 _ if place.ended => Activity::RetentionPassed,
+                _ if is_paused => Activity::Paused,
                 (_, None) => Activity::NoLeader,
                 (Some(position), Some(high_watermark)) if position >= high_watermark => {
                     Activity::CaughtUp
@@ -641,6 +667,21 @@ mod tests {
         assert!(is_told(&membership), "the partition is free to release");
         membership.forget_sent();
         assert!(is_told(&membership), "what was sent has to be sent again");
+    }
+
+    #[test]
+    fn partitions_are_reported_as_paused_while_the_breaker_is_open() {
+        let membership = membership();
+        membership.assigned(&[assigned(1, false)]);
+        let said = || membership.reports().first().map(v1::PartitionReport::activity);
+        assert_eq!(said(), Some(v1::MemberActivity::NoLeader));
+        let (state, watched) = watch::channel(BreakerState::Closed);
+        membership.pauses_with(watched);
+        assert_eq!(said(), Some(v1::MemberActivity::NoLeader));
+        state.send_replace(BreakerState::Open);
+        assert_eq!(said(), Some(v1::MemberActivity::Paused));
+        state.send_replace(BreakerState::Closed);
+        assert_eq!(said(), Some(v1::MemberActivity::NoLeader));
     }
 
     fn begin_run(membership: &Membership, offset: i64) -> Option<HandedOut> {

@@ -16,9 +16,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Code;
 
+use crate::breaker::BreakerState;
 use crate::consumer::{ConsumerBuilder, EventBatch, Events};
 use crate::error::{ConsumeError, Refusal, reason};
 use crate::record::Event;
@@ -221,6 +222,11 @@ impl GroupEvents {
     /// Puts off the moment at which this member counts as stuck to `time` from now, unless it is later already.
     pub fn extend(&self, time: Duration) {
         self.membership.extend(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+    }
+
+    /// See [`Membership::pauses_with`].
+    pub(crate) fn pauses_with(&self, breaker: watch::Receiver<BreakerState>) {
+        self.membership.pauses_with(breaker);
     }
 
     /// The next whole batch, for speed: all events of one partition that arrived together and were not yet taken one by one. `None` as

@@ -307,7 +307,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let member = self.client.consumer(topic).group(self.group.clone());
             let subscribed = (self.membership)(member).explicit_acks().subscribe().await;
             // Those that have begun end when the worker is dropped.
-            readers.push(subscribed.map_err(|error| WorkerError::Consume(Box::new(error)))?);
+            let events = subscribed.map_err(|error| WorkerError::Consume(Box::new(error)))?;
+            if let Some(breaker) = &lanes.breaker {
+                events.pauses_with(breaker.watch());
+            }
+            readers.push(events);
         }
         let tasks =
             readers.into_iter().map(|events| env.spawn(read(Arc::clone(&lanes), events))).collect();

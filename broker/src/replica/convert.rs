@@ -19,6 +19,21 @@ const ENTRIES_MAX: usize = 1 << 17;
 /// look at overflow.
 const NUMBER_MAX: u64 = 1 << 62;
 
+/// The types that peers exchange. Local types and forwarded proposals are never taken from the network: a forwarded batch
+/// would get its offsets from the wrong node.
+pub(super) const FROM_PEERS: [MessageType; 10] = [
+    MessageType::MsgAppend,
+    MessageType::MsgAppendResponse,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestVoteResponse,
+    MessageType::MsgSnapshot,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgHeartbeatResponse,
+    MessageType::MsgTimeoutNow,
+    MessageType::MsgRequestPreVote,
+    MessageType::MsgRequestPreVoteResponse,
+];
+
 /// A message from a peer that must not reach the core.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("raft message refused: {0}")]
@@ -70,9 +85,16 @@ pub(crate) fn from_wire(wire: RaftMessage) -> Result<Message, RefusedMessage> {
     if wire.term == 0 || (msg_type == MessageType::MsgAppend && wire.log_term == 0) {
         return Err(RefusedMessage(format!("{msg_type:?} without a term")));
     }
-    let numbers = [wire.term, wire.log_term, wire.index, wire.commit, wire.commit_term];
-    let others = [wire.request_snapshot, wire.reject_hint];
-    if let Some(number) = numbers.into_iter().chain(others).find(|number| *number > NUMBER_MAX) {
+    let numbers = [
+        wire.term,
+        wire.log_term,
+        wire.index,
+        wire.commit,
+        wire.commit_term,
+        wire.request_snapshot,
+        wire.reject_hint,
+    ];
+    if let Some(number) = numbers.into_iter().find(|number| *number > NUMBER_MAX) {
         return Err(RefusedMessage(format!("{msg_type:?} with {number} for a term or an index")));
     }
     if wire.entries.len() > ENTRIES_MAX {
@@ -122,22 +144,7 @@ pub(crate) fn from_wire(wire: RaftMessage) -> Result<Message, RefusedMessage> {
     Ok(message)
 }
 
-/// The types that peers exchange. Local types and forwarded proposals are never taken from the network: a forwarded batch
-/// would get its offsets from the wrong node.
 fn message_type(number: i32) -> Result<MessageType, RefusedMessage> {
-    use MessageType as T;
-    const FROM_PEERS: [T; 10] = [
-        T::MsgAppend,
-        T::MsgAppendResponse,
-        T::MsgRequestVote,
-        T::MsgRequestVoteResponse,
-        T::MsgSnapshot,
-        T::MsgHeartbeat,
-        T::MsgHeartbeatResponse,
-        T::MsgTimeoutNow,
-        T::MsgRequestPreVote,
-        T::MsgRequestPreVoteResponse,
-    ];
     FROM_PEERS
         .into_iter()
         .find(|known| *known as i32 == number)

@@ -25,7 +25,7 @@ use super::convert;
 use super::core::{Alarm, Birth, Core, CoreConfig, Effects, OpenError, Quarantine, StateMachine};
 use super::handle::{PartitionHandle, Shared};
 use super::held::Held;
-use super::inbox::{Inbox, Input, Stay};
+use super::inbox::{Inbox, Input};
 use super::pulses::{Pulses, Watch};
 use super::scrubber;
 use super::syncer::Syncer;
@@ -535,7 +535,7 @@ impl Engine {
             if inputs.is_empty() {
                 continue;
             }
-            let dropped = worker.inbox.push_messages(inputs, Stay::ForTheDisk);
+            let dropped = worker.inbox.push_messages(inputs);
             self.inner.config.metrics.raft_messages_dropped(dropped as u64);
         }
     }

@@ -86,6 +86,8 @@ struct Waiting {
     inputs: Vec<Input>,
     /// Payload of what waits.
     bytes: usize,
+    /// The part of it that peers' messages carry.
+    message_bytes: usize,
     /// The worker has ended: whoever asks is told so by the answer's sender being dropped.
     closed: bool,
     /// Something will be due sooner than the worker's thread thinks.
@@ -130,11 +132,7 @@ impl Inbox {
     }
 
     /// Adds messages from a peer as far as they fit, and does the same; answers how many were dropped.
-    pub(crate) fn push_messages(
-        &self,
-        inputs: impl IntoIterator<Item = Input>,
-        stay: Stay,
-    ) -> usize {
+    pub(crate) fn push_messages(&self, inputs: impl IntoIterator<Item = Input>) -> usize {
         let mut dropped = 0;
         let mut waiting = self.waiting.lock();
         if waiting.closed {
@@ -143,7 +141,7 @@ impl Inbox {
         let was_empty = waiting.inputs.is_empty();
         for input in inputs {
             if matches!(input, Input::Step { .. })
-                && waiting.bytes + input.bytes() > MESSAGE_BYTES_MAX
+                && waiting.message_bytes + input.bytes() > MESSAGE_BYTES_MAX
             {
                 dropped += 1;
                 continue;
@@ -152,7 +150,7 @@ impl Inbox {
         }
         let added = waiting.added(was_empty);
         drop(waiting);
-        self.work_or_wake(added, stay);
+        self.work_or_wake(added, Stay::ForTheDisk);
         dropped
     }
 
@@ -202,7 +200,7 @@ impl Inbox {
     fn burst(&self, slot: &mut Option<Worker>, stay: Stay, ticks: bool) -> Left {
         let Some(worker) = slot else { return Left::Nothing };
         // What a panic leaves behind cannot be trusted, and half a node helps nobody.
-        let outcome = catch_unwind(AssertUnwindSafe(|| worker.burst(self, stay, ticks)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| worker.burst(stay, ticks)));
         let left = outcome.unwrap_or_else(|_| {
             (worker.fatal)("what drives replicas panicked; this is a defect".to_owned());
             Left::Ended
@@ -240,7 +238,7 @@ impl Inbox {
     /// Takes everything.
     pub(crate) fn take(&self, into: &mut Vec<Input>) {
         let mut waiting = self.waiting.lock();
-        waiting.bytes = 0;
+        (waiting.bytes, waiting.message_bytes) = (0, 0);
         std::mem::swap(&mut waiting.inputs, into);
     }
 }
@@ -256,7 +254,11 @@ struct Added {
 
 impl Waiting {
     fn add(&mut self, input: Input) {
-        self.bytes += input.bytes();
+        let bytes = input.bytes();
+        self.bytes += bytes;
+        if matches!(input, Input::Step { .. }) {
+            self.message_bytes += bytes;
+        }
         self.inputs.push(input);
     }
 

@@ -68,11 +68,11 @@ pub(crate) struct Syncer {
     arrived: Condvar,
     /// How long syncs take of late.
     recent: Mutex<Duration>,
-    pub(crate) journal: Arc<Mutex<HardStateJournal>>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) metrics: Arc<Metrics>,
+    journal: Arc<Mutex<HardStateJournal>>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
     /// Called once, with the reason, when the node must stop.
-    pub(crate) fatal: Arc<dyn Fn(String) + Send + Sync>,
+    fatal: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 impl Syncer {

@@ -125,9 +125,9 @@ impl Worker {
     }
 
     /// Does all that waits in the inbox; the worker's own thread also what is due by the clock, and what takes files away.
-    pub(crate) fn burst(&mut self, inbox: &Inbox, stay: Stay, ticks: bool) -> Left {
+    pub(crate) fn burst(&mut self, stay: Stay, ticks: bool) -> Left {
         let mut inputs = std::mem::take(&mut self.inputs);
-        inbox.take(&mut inputs);
+        self.inbox.take(&mut inputs);
         self.now = self.clock.monotonic();
         for input in inputs.drain(..) {
             if matches!(input, Input::Stop) {
@@ -155,7 +155,7 @@ impl Worker {
         let left = self.flush(stay);
         let begins_to_hold = nothing_held && self.held.due_at().is_some();
         if !ticks && (begins_to_hold || !self.to_retain.is_empty()) {
-            inbox.wake();
+            self.inbox.wake();
         }
         left
     }

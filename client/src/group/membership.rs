@@ -81,11 +81,6 @@ impl State {
         held.is_idle()
     }
 
-    /// The run, if it is one of this partition.
-    fn run_of(&self, partition: u32, epoch: u64) -> Option<HandedOut> {
-        self.run.filter(|run| (run.partition, run.epoch) == (partition, epoch))
-    }
-
     /// What the service is to be given; it is woken when there is something else.
     fn next(&mut self, undone_max: usize, waker: &Waker) -> Next {
         if let Some(trouble) = self.troubles.pop_front() {
@@ -285,16 +280,11 @@ impl Membership {
         state.generations += 1;
         let generation = state.generations;
         let Some(held) = state.held.get_mut(&partition).filter(|held| held.is_open) else { return };
-        let epoch = held.epoch;
         held.generation = generation;
         let forgotten = std::mem::take(&mut held.tracker).undone();
         held.start = Start::Earliest;
         let topic_id = held.topic_id.clone();
         state.undone -= forgotten;
-        if state.run_of(partition, epoch).is_some() {
-            state.run = None;
-            self.run.is_over.store(true, SeqCst);
-        }
         self.stop(partition);
         self.begin(partition, topic_id, Start::Earliest, generation);
     }

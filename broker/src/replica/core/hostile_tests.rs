@@ -17,19 +17,6 @@ use crate::replica::convert;
 const GROUPS: u64 = 400;
 const MESSAGES: usize = 60;
 
-const FROM_PEERS: [MessageType; 10] = [
-    MessageType::MsgAppend,
-    MessageType::MsgAppendResponse,
-    MessageType::MsgRequestVote,
-    MessageType::MsgRequestVoteResponse,
-    MessageType::MsgSnapshot,
-    MessageType::MsgHeartbeat,
-    MessageType::MsgHeartbeatResponse,
-    MessageType::MsgTimeoutNow,
-    MessageType::MsgRequestPreVote,
-    MessageType::MsgRequestPreVoteResponse,
-];
-
 /// Says things around what the replica has, where the boundaries are.
 struct Liar {
     random: SmallRng,
@@ -85,7 +72,7 @@ impl Liar {
             context: liar.bytes(),
         };
         // Most say what belongs to their type; the others are refused before anything else is looked at.
-        let msg_type = *FROM_PEERS.choose(&mut self.random).unwrap() as i32;
+        let msg_type = *convert::FROM_PEERS.choose(&mut self.random).unwrap() as i32;
         let is = |kind: MessageType| msg_type == kind as i32;
         let is_odd = self.random.random_ratio(1, 20);
         let entries_max = if is(MessageType::MsgAppend) || is_odd { 4_u64 } else { 1 };
